@@ -1,0 +1,341 @@
+"""What is asked of pathlens and what it answers, in plain Python and numpy: the vocabulary that every room shares.
+
+The explainer computes these objects, `pathlens.wire` carries them, the client returns them. Nothing here needs torch.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+ImageInput = bytes | NDArray[np.uint8] | NDArray[np.float32]
+"""An image as JPEG, PNG or WebP bytes; as uint8 pixels [H, W, 3] (RGB) or [H, W] (grey); or as the classifier's own
+preprocessed input, float32 [C, H, W]."""
+
+
+class PathwaySource(Enum):
+    """Where a pathway comes from."""
+
+    TRANSFERRED = "transferred"
+    """The stored pathway of the target class, fitted beforehand (arXiv 2309.09887)."""
+    GENERATED = "generated"
+    """Generated for this image by the bundle's generator (GEN-CNP, arXiv 2309.09887)."""
+    NEURON_MCT = "neuron_mct"
+    """Selected by marginal contribution to first order (arXiv 2103.16886)."""
+    NEURON_INTGRAD = "neuron_intgrad"
+    """Selected by the path integral of the gradient, layer by layer (arXiv 2103.16886)."""
+
+
+class Granularity(Enum):
+    """What counts as one neuron."""
+
+    CHANNEL = "channel"
+    """A whole feature map."""
+    UNIT = "unit"
+    """One scalar of one tap."""
+
+
+class Ablation(Enum):
+    """What stands in for a removed neuron."""
+
+    ZERO = "zero"
+
+
+class Reduction(Enum):
+    """How a pathway-gradient map of several colour channels becomes one channel."""
+
+    SIGNED_MAXIMUM = "signed_maximum"
+    """The value of greatest magnitude over the colour channels, with its sign (the figures of arXiv 2103.16886)."""
+    MAGNITUDE_SUM = "magnitude_sum"
+    """The sum of the magnitudes over the colour channels."""
+    NONE = "none"
+    """All colour channels as they are; heatmap and overlay then use the signed maximum."""
+
+
+class Output(Enum):
+    """What an explanation may contain beside the prediction and the pathway's figures."""
+
+    PATHWAY = "pathway"
+    """The bit-packed mask of every tap."""
+    MAP = "map"
+    """The pathway-gradient map as float32."""
+    HEATMAP = "heatmap"
+    """The map as a PNG at the size of the image."""
+    OVERLAY = "overlay"
+    """The map drawn over the image, a PNG at the size of the image."""
+    FAITHFULNESS = "faithfulness"
+    """The target's confidence in the pathway network, beside that in the whole classifier."""
+
+
+DEFAULT_OUTPUTS = frozenset({Output.PATHWAY, Output.MAP, Output.FAITHFULNESS})
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Names a served model. An empty name means the only model served; an empty version, the newest."""
+
+    name: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The classes to explain: the union of the top-k predicted classes, class indices and labels.
+
+    All empty means the predicted class alone.
+    """
+
+    top_k: int = 0
+    class_indices: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExplanationOptions:
+    """Everything about an explanation but the image.
+
+    Attributes:
+        targets: The classes to explain.
+        source: Where the pathway comes from.
+        sparsity: Fraction of neurons removed, in [0, 1); for contribution sources only. None: the bundle's own.
+        granularity: None: the bundle's own.
+        outputs: What the reply contains.
+        reduction: How the map becomes one channel.
+        top_neurons: How many of the pathway's neurons to list by contribution.
+        predictions: How many of the most probable classes to report.
+    """
+
+    targets: Targets = Targets()
+    source: PathwaySource = PathwaySource.TRANSFERRED
+    sparsity: float | None = None
+    granularity: Granularity | None = None
+    outputs: frozenset[Output] = DEFAULT_OUTPUTS
+    reduction: Reduction = Reduction.SIGNED_MAXIMUM
+    top_neurons: int = 0
+    predictions: int = 5
+
+
+@dataclass(frozen=True)
+class ExplanationRequest:
+    """One image and what to say about it; `options` None asks for the prediction alone."""
+
+    image: ImageInput
+    options: ExplanationOptions | None = ExplanationOptions()
+    predictions: int = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class with its probability in [0, 1] and its logit."""
+
+    class_index: int
+    label: str
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True, eq=False)
+class TapMask:
+    """The part of a pathway at one tap.
+
+    Attributes:
+        tap: Name of the tap.
+        mask: bool [C] for channels, the tap's own shape for units.
+    """
+
+    tap: str
+    mask: NDArray[np.bool_]
+
+    @property
+    def kept(self) -> int:
+        """Number of neurons kept at this tap."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class NeuronContribution:
+    """A neuron of the pathway and its first-order contribution to the target's logit in the pathway network."""
+
+    tap: str
+    index: tuple[int, ...]
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What the pathway network alone makes of the image.
+
+    Attributes:
+        confidence: The target's probability in the whole classifier, p.
+        pathway_confidence: The target's probability in the pathway network, q.
+        confidence_drop: max(0, p - q) / p, in [0, 1].
+        agreement: Whether the pathway network predicts the same class as the classifier.
+    """
+
+    confidence: float
+    pathway_confidence: float
+    confidence_drop: float
+    agreement: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why the classifier sees the target class: the pathway and the map.
+
+    Attributes:
+        target: The class that is explained.
+        source: Where the pathway came from.
+        granularity: What counts as one neuron.
+        ablation: What stands in for a removed neuron.
+        sparsity: Fraction of neurons that the pathway removes.
+        class_pathway_iou: Intersection over union with the stored pathway of the class; None without one.
+        pathway: The masks, one per tap; empty unless asked for.
+        faithfulness: None unless asked for.
+        map: float32 [H, W] or [C, H, W], the gradient of the target's logit in the pathway network with respect to the
+            preprocessed input; None unless asked for.
+        heatmap_png: Empty unless asked for.
+        overlay_png: Empty unless asked for.
+        top_neurons: Highest magnitude first; empty unless asked for.
+    """
+
+    target: Prediction
+    source: PathwaySource
+    granularity: Granularity
+    ablation: Ablation
+    sparsity: float
+    class_pathway_iou: float | None
+    pathway: tuple[TapMask, ...] = ()
+    faithfulness: Faithfulness | None = None
+    map: NDArray[np.float32] | None = None
+    heatmap_png: bytes = b""
+    overlay_png: bytes = b""
+    top_neurons: tuple[NeuronContribution, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that answered: name, version and the hash of its bundle."""
+
+    name: str = ""
+    version: str = ""
+    bundle_sha256: str = ""
+
+
+STAGES = ("queue", "decode", "predict", "pathway", "gradient", "encode")
+"""The stages of an answer, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExplanationResult:
+    """The answer for one image.
+
+    Attributes:
+        predictions: Most probable first.
+        explanations: One per target, in the order asked; empty for a prediction alone.
+        stage_seconds: Seconds spent in each of `STAGES` that was passed. Items computed together share these times.
+        model: Which model answered.
+    """
+
+    predictions: tuple[Prediction, ...]
+    explanations: tuple[Explanation, ...] = ()
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    model: ServedModel = ServedModel()
+
+
+@dataclass(frozen=True)
+class TransferFigures:
+    """How a class mask behaves on images that did not build it (measures as in docs/science.md).
+
+    Attributes:
+        member_images: Held-out images predicted as the class.
+        other_images: Held-out images predicted as another class.
+        agreement: Share of member images still predicted as the class; None without members.
+        mean_increase: mIC, share of member images whose confidence rises; None without members.
+        mean_drop: mDC, mean of max(0, p - q) / p over member images; None without members.
+        forcing: Share of other images that the mask turns into the class; None without others.
+        leak: Mean P_c in the pathway network over other images; None without others.
+        leak_reference: Mean P_c in the classifier over the same images; None without others.
+    """
+
+    member_images: int
+    other_images: int
+    agreement: float | None = None
+    mean_increase: float | None = None
+    mean_drop: float | None = None
+    forcing: float | None = None
+    leak: float | None = None
+    leak_reference: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassPathwayStatistics:
+    """What a stored class pathway was built from and how it transfers.
+
+    Attributes:
+        image_count: Images predicted as the class whose pathways were counted.
+        threshold: τ, the share of those pathways that must keep a neuron.
+        source: Where the instance pathways came from.
+        mean_instance_sparsity: Mean sparsity of the instance pathways.
+        mean_instance_iou: Mean intersection over union of instance pathways and class pathway.
+        figures: Measured on held-out images with the class pathway.
+        random_control: The same with a random mask that keeps as many neurons at each tap.
+    """
+
+    image_count: int
+    threshold: float
+    source: PathwaySource
+    mean_instance_sparsity: float
+    mean_instance_iou: float
+    figures: TransferFigures
+    random_control: TransferFigures
+
+
+@dataclass(frozen=True, eq=False)
+class ClassPathway:
+    """The stored pathway of a class."""
+
+    class_index: int
+    label: str
+    granularity: Granularity
+    ablation: Ablation
+    sparsity: float
+    pathway: tuple[TapMask, ...]
+    statistics: ClassPathwayStatistics
+    model: ServedModel = ServedModel()
+
+
+@dataclass(frozen=True)
+class TapDescription:
+    """A tap's name, activation function and shape without the batch dimension."""
+
+    name: str
+    activation: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What is served under a name.
+
+    Attributes:
+        model: Name, version and bundle hash.
+        classifier_sha256: Hash of the captured classifier.
+        labels: One per class.
+        input_shape: (channels, height, width) of the classifier's input.
+        taps: In call order.
+        sources: Pathway sources that this bundle can answer.
+        granularity: Of the stored class pathways; the default of requests.
+        default_sparsity: The sparsity of contribution sources when a request states none.
+        class_pathway_count: Classes with a stored pathway.
+    """
+
+    model: ServedModel
+    classifier_sha256: str
+    labels: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    taps: tuple[TapDescription, ...]
+    sources: tuple[PathwaySource, ...]
+    granularity: Granularity
+    default_sparsity: float
+    class_pathway_count: int
