@@ -1,1 +1,149 @@
-"""x"""
+"""TorchServe's entry point for a pathlens bundle: decode the requests, explain them as one batch, encode the replies.
+
+Two kinds of request arrive. The gateway sends a serialised `pathlens.internal.v1.WorkerRequest` under the key
+"pathlens" and gets a `WorkerResponse`; every call in it has its own status, because an exception here would fail the
+whole batch. Any other TorchServe user may send an image as the plain body of an HTTP request and gets JSON predictions.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from pathlens.bundle.store import load_bundle
+from pathlens.errors import DeadlineExceededError, InvalidRequestError, PathlensError
+from pathlens.explainer import Explainer
+from pathlens.explanation import ExplanationRequest, ExplanationResult
+from pathlens.wire.internal.v1 import worker_pb2
+from pathlens.wire.models import class_pathway_response, model_to_message
+from pathlens.wire.requests import request_from_explain, request_from_predict
+from pathlens.wire.responses import duration, explain_response, predict_response
+from pathlens.wire.status import OK, status_from_error
+from pathlens.wire.v1 import explanation_service_pb2 as pb
+
+Answer = ExplanationResult | PathlensError
+Reply = tuple[bytes, str, int]
+"""Content, content type and HTTP status of one row."""
+Encoder = Callable[[Sequence[Answer]], Reply]
+"""Turns the answers of the whole batch into the reply of one row."""
+
+# A protobuf has no registered media type; TorchServe's gRPC side ignores it.
+_BINARY, _JSON = "application/octet-stream", "application/json"
+
+
+# TorchServe wants exactly one class in this module.
+class PathlensHandler:
+    """Answers TorchServe batches with one explainer."""
+
+    def initialize(self, context: Any) -> None:
+        """Load the bundle that lies beside this file in the model archive."""
+        properties = context.system_properties
+        gpu = properties.get("gpu_id")
+        bundle = load_bundle(Path(properties["model_dir"]) / "bundle")
+        version = context.manifest["model"]["modelVersion"]
+        self._explainer = bundle.explainer("cpu" if gpu is None else f"cuda:{gpu}", version)
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+        """Answer one TorchServe batch: one reply per row, whatever the row holds."""
+        started = time.perf_counter()
+        requests: list[ExplanationRequest] = []
+        encoders = [_decode(row, self._explainer, requests, started) for row in data]
+        answers = self._explainer.answer(requests)
+        replies = []
+        for index, encode in enumerate(encoders):
+            content, content_type, status = encode(answers)
+            context.set_response_content_type(index, content_type)
+            if status != 200:
+                context.set_response_status(code=status, idx=index)
+            replies.append(content)
+        return replies
+
+
+def _decode(row: dict[str, Any], explainer: Explainer, requests: list[ExplanationRequest], started: float) -> Encoder:
+    """Append what the row asks for to `requests` and return what will encode its reply."""
+    if "pathlens" in row:
+        return _decode_worker_request(bytes(row["pathlens"]), explainer, requests, started)
+    image = row.get("body", row.get("data"))
+    if not isinstance(image, bytes | bytearray):
+        error = InvalidRequestError("Send one image file as the body of the request.", reason="IMAGE_MISSING")
+        return lambda _: _json_reply(error)
+    position = len(requests)
+    requests.append(ExplanationRequest(bytes(image), None))
+    return lambda answers: _json_reply(answers[position])
+
+
+def _json_reply(answer: Answer) -> Reply:
+    if isinstance(answer, PathlensError):
+        status = 400 if isinstance(answer, InvalidRequestError) else 500
+        error = {"code": answer.code, "reason": answer.reason, "message": answer.message}
+        return json.dumps({"error": error}).encode(), _JSON, status
+    predictions = [
+        {"class_index": best.class_index, "label": best.label, "probability": best.probability}
+        for best in answer.predictions
+    ]
+    return json.dumps(predictions).encode(), _JSON, 200
+
+
+def _decode_worker_request(
+    data: bytes, explainer: Explainer, requests: list[ExplanationRequest], started: float
+) -> Encoder:
+    try:
+        message = worker_pb2.WorkerRequest.FromString(data)
+    except DecodeError:
+        error = InvalidRequestError("The input 'pathlens' is not a WorkerRequest.", reason="REQUEST_UNDECODABLE")
+        reply = worker_pb2.WorkerReply(status=status_from_error(error))
+        content = worker_pb2.WorkerResponse(replies=[reply]).SerializeToString()
+        return lambda _: (content, _BINARY, 200)
+    expired = message.HasField("deadline") and message.deadline.ToNanoseconds() < time.time_ns()
+    encoders = [_decode_call(call, explainer, requests, expired) for call in message.calls]
+
+    def encode(answers: Sequence[Answer]) -> Reply:
+        response = worker_pb2.WorkerResponse(replies=[encode_call(answers) for encode_call in encoders])
+        response.handler_time.CopyFrom(duration(time.perf_counter() - started))
+        return response.SerializeToString(), _BINARY, 200
+
+    return encode
+
+
+def _decode_call(
+    call: worker_pb2.WorkerCall, explainer: Explainer, requests: list[ExplanationRequest], expired: bool
+) -> Callable[[Sequence[Answer]], worker_pb2.WorkerReply]:
+    kind = call.WhichOneof("call")
+    try:
+        if expired:
+            raise DeadlineExceededError("The deadline passed while the request waited for the worker.")
+        if kind == "get_model":
+            model = pb.GetModelResponse(model=model_to_message(explainer.describe()))
+            reply = worker_pb2.WorkerReply(status=OK, get_model=model)
+            return lambda _: reply
+        if kind == "get_class_pathway":
+            which = call.get_class_pathway.WhichOneof("class")
+            if which is None:
+                raise InvalidRequestError(
+                    "Name a class by class_index or label.", reason="CLASS_MISSING", field="class"
+                )
+            stored = explainer.class_pathway(getattr(call.get_class_pathway, which))
+            reply = worker_pb2.WorkerReply(status=OK, get_class_pathway=class_pathway_response(stored))
+            return lambda _: reply
+        request = request_from_predict(call.predict) if kind == "predict" else request_from_explain(call.explain)
+    except PathlensError as error:
+        failure = worker_pb2.WorkerReply(status=status_from_error(error))
+        return lambda _: failure
+    position = len(requests)
+    requests.append(request)
+    return lambda answers: _encode_answer(answers[position], explaining=kind == "explain")
+
+
+def _encode_answer(answer: Answer, explaining: bool) -> worker_pb2.WorkerReply:
+    if isinstance(answer, PathlensError):
+        return worker_pb2.WorkerReply(status=status_from_error(answer))
+    started = time.perf_counter()
+    if not explaining:
+        return worker_pb2.WorkerReply(status=OK, predict=predict_response(answer))
+    response = explain_response(answer)
+    encoding = answer.stage_seconds.get("encode", 0.0) + time.perf_counter() - started
+    response.timings.encode.CopyFrom(duration(encoding))
+    return worker_pb2.WorkerReply(status=OK, explain=response)

@@ -1,1 +1,36 @@
-"""Explain an image classifier."""
+"""pathlens: an image classifier's predictions, with the neurons that carried them and the pixels those neurons read.
+
+Everything that needs torch is imported on first use, so that an application may install the client alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pathlens.version import __version__
+
+if TYPE_CHECKING:
+    from pathlens.attribution.pathway_gradient import pathway_gradient
+    from pathlens.bundle.store import load_bundle
+    from pathlens.classifier.capture import capture
+    from pathlens.client.client import Client
+    from pathlens.pathways.neuron_mct import neuron_mct
+
+_HOMES = {
+    "Client": "pathlens.client.client",
+    "capture": "pathlens.classifier.capture",
+    "load_bundle": "pathlens.bundle.store",
+    "neuron_mct": "pathlens.pathways.neuron_mct",
+    "pathway_gradient": "pathlens.attribution.pathway_gradient",
+}
+
+__all__ = ["Client", "__version__", "capture", "load_bundle", "neuron_mct", "pathway_gradient"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

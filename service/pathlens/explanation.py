@@ -5,6 +5,7 @@ The explainer computes these objects, `pathlens.wire` carries them, the client r
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,11 +119,22 @@ class ExplanationOptions:
 
 @dataclass(frozen=True)
 class ExplanationRequest:
-    """One image and what to say about it; `options` None asks for the prediction alone."""
+    """One image and what to say about it.
+
+    Attributes:
+        image: The image.
+        options: What to explain; None asks for the prediction alone.
+        predictions: How many of the most probable classes to report where there are no options.
+    """
 
     image: ImageInput
     options: ExplanationOptions | None = ExplanationOptions()
     predictions: int = 5
+
+    @property
+    def prediction_count(self) -> int:
+        """How many of the most probable classes to report."""
+        return self.predictions if self.options is None else self.options.predictions
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,8 @@ class ServedModel:
     bundle_sha256: str = ""
 
 
-STAGES = ("queue", "decode", "predict", "pathway", "gradient", "encode")
+Stage = Literal["queue", "decode", "predict", "pathway", "gradient", "encode"]
+STAGES: tuple[Stage, ...] = ("queue", "decode", "predict", "pathway", "gradient", "encode")
 """The stages of an answer, in order."""
 
 
@@ -277,7 +290,8 @@ class ClassPathwayStatistics:
         threshold: τ, the share of those pathways that must keep a neuron.
         source: Where the instance pathways came from.
         mean_instance_sparsity: Mean sparsity of the instance pathways.
-        mean_instance_iou: Mean intersection over union of instance pathways and class pathway.
+        mean_instance_iou: Mean intersection over union of the class pathway and the instance pathways of held-out
+            images of the class; None without such images.
         figures: Measured on held-out images with the class pathway.
         random_control: The same with a random mask that keeps as many neurons at each tap.
     """
@@ -286,7 +300,7 @@ class ClassPathwayStatistics:
     threshold: float
     source: PathwaySource
     mean_instance_sparsity: float
-    mean_instance_iou: float
+    mean_instance_iou: float | None
     figures: TransferFigures
     random_control: TransferFigures
 

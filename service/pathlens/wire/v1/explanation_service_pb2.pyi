@@ -1124,7 +1124,7 @@ class ClassPathwayStatistics(_message.Message):
     mean_instance_sparsity: _builtins.float
     """Mean sparsity of the instance pathways."""
     mean_instance_iou: _builtins.float
-    """Mean intersection over union of instance pathways and class pathway."""
+    """Mean intersection over union of the class pathway and the instance pathways of held-out images of the class."""
     @_builtins.property
     def figures(self) -> Global___TransferFigures:
         """Measured with the class pathway."""
@@ -1140,15 +1140,17 @@ class ClassPathwayStatistics(_message.Message):
         threshold: _builtins.float = ...,
         source: Global___PathwaySource.ValueType = ...,
         mean_instance_sparsity: _builtins.float = ...,
-        mean_instance_iou: _builtins.float = ...,
+        mean_instance_iou: _builtins.float | None = ...,
         figures: Global___TransferFigures | None = ...,
         random_control: Global___TransferFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "random_control", b"random_control"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_instance_iou", b"_mean_instance_iou", "figures", b"figures", "mean_instance_iou", b"mean_instance_iou", "random_control", b"random_control"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "image_count", b"image_count", "mean_instance_iou", b"mean_instance_iou", "mean_instance_sparsity", b"mean_instance_sparsity", "random_control", b"random_control", "source", b"source", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_instance_iou", b"_mean_instance_iou", "figures", b"figures", "image_count", b"image_count", "mean_instance_iou", b"mean_instance_iou", "mean_instance_sparsity", b"mean_instance_sparsity", "random_control", b"random_control", "source", b"source", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mean_instance_iou: _TypeAlias = _typing.Literal["mean_instance_iou"]  # noqa: Y015
+    _WhichOneofArgType__mean_instance_iou: _TypeAlias = _typing.Literal["_mean_instance_iou", b"_mean_instance_iou"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_instance_iou) -> _WhichOneofReturnType__mean_instance_iou | None: ...
 
 Global___ClassPathwayStatistics: _TypeAlias = ClassPathwayStatistics  # noqa: Y015
 

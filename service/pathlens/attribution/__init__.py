@@ -1,0 +1,1 @@
+"""The pathway gradient and what is drawn from it."""

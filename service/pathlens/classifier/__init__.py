@@ -1,0 +1,1 @@
+"""A production classifier, captured once as a graph with named taps."""

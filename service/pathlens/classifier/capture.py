@@ -1,0 +1,134 @@
+"""Capture of a classifier with `torch.export`: functional, with a dynamic batch and a tap after every activation."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from pathlens.classifier.captured import CapturedClassifier
+from pathlens.classifier.program import Program, encode_graph
+from pathlens.classifier.taps import find_taps
+from pathlens.errors import CaptureError
+
+TOLERANCE = 1e-5
+"""Largest allowed difference between captured and original logits, times the largest logit where that exceeds 1."""
+
+
+def capture(
+    model: nn.Module | ExportedProgram, example_input: Tensor, taps: str | Sequence[str] = "activations"
+) -> CapturedClassifier:
+    """Capture a classifier as a graph with named taps.
+
+    Args:
+        model: The classifier, or a program already exported with a dynamic batch. It is not changed; a copy is put into
+            evaluation mode and frozen.
+        example_input: One preprocessed batch, float32 [B, C, H, W].
+        taps: "activations" for the output of every activation function, or the names of those to keep.
+
+    Raises:
+        CaptureError: If the classifier cannot be captured, has no activation function, does not return finite logits
+            [B, K] with K >= 2, or computes something else once captured. The message names the construct.
+    """
+    example = _check_example(example_input)
+    original = copy.deepcopy(model).eval().requires_grad_(False) if isinstance(model, nn.Module) else model.module()
+    exported = _export(original, example) if isinstance(model, nn.Module) else model
+    with torch.no_grad():
+        expected = _check_logits(original(example))
+    functional = _functional_module(exported)
+    _check_batch(functional, example)
+    all_taps = find_taps(functional.graph)
+    kept = all_taps if taps == "activations" else tuple(tap for tap in all_taps if tap.name in taps)
+    if not kept:
+        names = ", ".join(tap.name for tap in all_taps) or "none at all"
+        raise CaptureError(f"No activation function to tap: asked for {taps!r}, the classifier has {names}.")
+    calls, output, weight_names = encode_graph(functional.graph)
+    weights = {name: _attribute(functional, name).detach() for name in weight_names}
+    channels, height, width = example.shape[1:]
+    program = Program((channels, height, width), expected.shape[1], tuple(calls), output, kept)
+    captured = CapturedClassifier(program, weights)
+    for batch in (example, example[:1], torch.cat([example, example[:1]])):
+        _check_equal(captured, original, batch)
+    return captured
+
+
+def _check_example(example: Tensor) -> Tensor:
+    if example.ndim != 4 or not example.is_floating_point() or len(example) == 0:
+        raise CaptureError(
+            f"example_input is {example.dtype} {list(example.shape)}; expected [batch, channels, height, width]."
+        )
+    # A batch of one would be taken as a constant by the exporter.
+    return example if len(example) > 1 else example.repeat(2, 1, 1, 1)
+
+
+def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False)
+    except Exception as error:
+        cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: {cause.strip()} Remedies: replace Python control "
+            "flow on tensor values by torch.where, take sizes from the input and not from constants, and keep the batch "
+            "dimension free."
+        ) from error
+
+
+def _functional_module(exported: ExportedProgram) -> fx.GraphModule:
+    # An empty table decomposes nothing but makes the graph functional: in-place activations become plain ones.
+    with warnings.catch_warnings():
+        # torch's own code uses a deprecated form of its own tree library here.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        module: fx.GraphModule = exported.run_decompositions({}).module(check_guards=False)
+    module.graph.eliminate_dead_code()
+    return module
+
+
+def _check_logits(logits: object) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise CaptureError(f"The classifier returns {shape}; expected one tensor of logits [batch, classes].")
+    if logits.shape[1] < 2:
+        raise CaptureError(f"The classifier returns {logits.shape[1]} logit per image; expected at least 2 classes.")
+    if not bool(logits.isfinite().all()):
+        raise CaptureError(
+            "The classifier's output is not finite on the example input; check its weights and the preprocessing."
+        )
+    return logits
+
+
+def _check_batch(module: nn.Module, example: Tensor) -> None:
+    single = example[:1]
+    try:
+        with torch.no_grad():
+            size = len(module(single))
+    except (RuntimeError, AssertionError) as error:
+        raise CaptureError(
+            f"The program accepts a batch of {len(example)} only. Export it again with dynamic_shapes="
+            '({0: torch.export.Dim("batch")},).'
+        ) from error
+    if size != 1:
+        raise CaptureError(
+            f"A batch of 1 image gives {size} rows of logits; the classifier must keep the batch dimension."
+        )
+
+
+def _check_equal(captured: CapturedClassifier, original: nn.Module, batch: Tensor) -> None:
+    with torch.no_grad():
+        expected, actual = original(batch).float(), captured(batch)
+    difference = float((expected - actual).abs().max())
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:
+        raise CaptureError(
+            f"The captured classifier differs from the original by {difference:.2g} (allowed {allowed:.2g}) on a batch "
+            f"of {len(batch)}. Does it draw random numbers, or behave differently in each call?"
+        )
+
+
+def _attribute(module: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    value = getattr(module.get_submodule(owner), attribute)
+    if not isinstance(value, Tensor):
+        raise CaptureError(f"The classifier holds {name} of type {type(value).__name__}, which cannot be captured.")
+    return value

@@ -1,0 +1,142 @@
+"""A production classifier, captured once: the same logits, with every activation open to reading and editing."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pathlens.classifier.program import Program, build_graph
+from pathlens.classifier.taps import Tap
+
+TapEdit = Callable[[int, Tensor], Tensor]
+"""Receives a tap's number and its output [B, ...] and returns what takes the output's place."""
+
+
+class TapEditor(Protocol):
+    """Anything that edits the taps of a run, such as a pathway."""
+
+    def edit(self, index: int, activation: Tensor) -> Tensor:
+        """Return what takes the place of the output of tap `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A run with its activations.
+
+    Attributes:
+        logits: float32 [B, K].
+        activations: One tensor [B, ...] per tap, part of the same autograd graph as the logits.
+    """
+
+    logits: Tensor
+    activations: tuple[Tensor, ...]
+
+
+class CapturedClassifier:
+    """A frozen classifier with named taps.
+
+    Calls keep no state: one instance may be used from several threads.
+
+    Args:
+        program: The computation.
+        weights: Its weights by qualified name.
+    """
+
+    def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
+        self.program = program
+        self._weight_names = tuple(weights)
+        self._module = build_graph(program, weights)
+        self._fingerprint = ""
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The outputs of the activation functions, in call order."""
+        return self.program.taps
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.program.input_shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, K."""
+        return self.program.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are and inputs must be."""
+        return next(self._module.buffers()).device
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by qualified name."""
+        return dict(zip(self._weight_names, self._module.buffers(), strict=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of program and weights in hexadecimal: equal for equal classifiers on any machine."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(self.program.to_json().encode())
+            digest.update(self.weights_bytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def weights_bytes(self) -> bytes:
+        """Return the weights in safetensors format."""
+        return safetensors.torch.save({name: weight.cpu().contiguous() for name, weight in self.weights.items()})
+
+    def to(self, device: torch.device | str) -> "CapturedClassifier":
+        """Move the weights to a device and return this classifier."""
+        self._module.to(device)
+        return self
+
+    def __call__(self, images: Tensor, pathway: TapEditor | None = None) -> Tensor:
+        """Classify, through the whole classifier or through a pathway alone.
+
+        Args:
+            images: Preprocessed, float32 [B, C, H, W].
+            pathway: What is left of the network; None for all of it.
+
+        Returns:
+            Logits, float32 [B, K].
+
+        Raises:
+            ValueError: If `images` has another shape.
+        """
+        return self.run(images, pathway.edit if pathway is not None else None)
+
+    def run(self, images: Tensor, edit: TapEdit | None = None) -> Tensor:
+        """Classify while `edit` replaces the output of each tap. Returns logits, float32 [B, K]."""
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"images have shape {list(images.shape)}; expected [batch, {', '.join(map(str, self.input_shape))}]"
+            )
+        logits: Tensor = self._module(images, edit)
+        return logits.float()
+
+    def trace(self, images: Tensor, pathway: TapEditor | None = None) -> Trace:
+        """Classify and record what every tap passed on, with the graph that gradients need.
+
+        Args:
+            images: float32 [B, C, H, W].
+            pathway: Edits the taps first; what is recorded is what it returned.
+        """
+        activations: list[Tensor] = []
+
+        def record(index: int, activation: Tensor) -> Tensor:
+            if pathway is not None:
+                activation = pathway.edit(index, activation)
+            if not activation.requires_grad:
+                activation = activation.requires_grad_()
+            activations.append(activation)
+            return activation
+
+        with torch.enable_grad():
+            logits = self.run(images, record)
+        return Trace(logits, tuple(activations))

@@ -1,0 +1,1 @@
+"""How faithful pathways are, measured on images that did not build them."""

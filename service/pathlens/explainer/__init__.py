@@ -1,0 +1,5 @@
+"""A batch in, a batch out: the one thing the handler calls."""
+
+from pathlens.explainer.explainer import Explainer
+
+__all__ = ["Explainer"]

@@ -1,0 +1,122 @@
+"""What a request may ask of a fitted classifier; each violation is an error with a reason and a remedy."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pathlens.errors import FailedPreconditionError, InvalidRequestError
+from pathlens.explanation import ExplanationOptions, Granularity, Output, PathwaySource
+
+
+def check_options(
+    options: ExplanationOptions, sources: Collection[PathwaySource], granularity: Granularity, classes: int
+) -> None:
+    """Check that the options can be answered.
+
+    Args:
+        options: What was asked.
+        sources: The sources that this bundle can answer.
+        granularity: Of the stored class pathways.
+        classes: Number of classes.
+
+    Raises:
+        InvalidRequestError: If an option is out of range or contradicts another.
+        FailedPreconditionError: If this bundle lacks what was asked for.
+    """
+    transferred = options.source is PathwaySource.TRANSFERRED
+    # A transferred pathway that is not stored is reported class by class, with the class's name.
+    if options.source not in sources and not transferred:
+        available = ", ".join(source.name for source in sources)
+        raise FailedPreconditionError(
+            f"This model cannot answer source {options.source.name}; available: {available}.",
+            reason="PATHWAY_SOURCE_UNAVAILABLE",
+            field="options.source",
+            metadata={"source": options.source.name, "available": available},
+        )
+    if transferred and options.sparsity is not None:
+        raise invalid_option(
+            "sparsity", options.sparsity, "is fixed for TRANSFERRED pathways; leave it out or ask for source NEURON_MCT"
+        )
+    if options.sparsity is not None and not 0 <= options.sparsity < 1:
+        raise invalid_option("sparsity", options.sparsity, "must be in [0, 1)")
+    if transferred and options.granularity not in (None, granularity):
+        raise FailedPreconditionError(
+            f"The stored class pathways have granularity {granularity.name}; leave the granularity out, or ask for "
+            "source NEURON_MCT.",
+            reason="GRANULARITY_UNAVAILABLE",
+            field="options.granularity",
+            metadata={"available": granularity.name},
+        )
+    if not 0 <= options.targets.top_k <= classes:
+        raise invalid_option(
+            "targets.top_k", options.targets.top_k, f"must be from 0 to {classes}, the number of classes"
+        )
+    if options.top_neurons < 0:
+        raise invalid_option("top_neurons", options.top_neurons, "must not be negative")
+
+
+def check_overlay(options: ExplanationOptions, has_pixels: bool) -> None:
+    """Check that an overlay has a picture to be drawn on.
+
+    Raises:
+        InvalidRequestError: If only a preprocessed tensor was sent.
+    """
+    if Output.OVERLAY in options.outputs and not has_pixels:
+        raise invalid_option(
+            "outputs", Output.OVERLAY.name, "needs an image to draw on: send pixels, or ask for HEATMAP"
+        )
+
+
+def check_tensor(array: NDArray[np.float32], input_shape: Sequence[int]) -> Tensor:
+    """Check a preprocessed input and return it as a tensor.
+
+    Args:
+        array: float32 [C, H, W].
+        input_shape: What the classifier takes.
+
+    Raises:
+        InvalidRequestError: If the shape differs or a value is not finite.
+    """
+    if array.shape != tuple(input_shape):
+        raise InvalidRequestError(
+            f"The tensor is float32 {list(array.shape)}; this classifier takes float32 {list(input_shape)} (channels, "
+            "height, width), or uint8 pixels [height, width, 3].",
+            reason="TENSOR_INVALID",
+            field="image",
+            metadata={"shape": list(array.shape), "expected_shape": list(input_shape)},
+        )
+    if not np.isfinite(array).all():
+        raise InvalidRequestError(
+            "The tensor holds NaN or infinite values; every value must be finite.",
+            reason="TENSOR_NOT_FINITE",
+            field="image",
+        )
+    return torch.from_numpy(np.array(array))
+
+
+def check_finite(logits: Tensor) -> Tensor:
+    """Return the logits of one image if all are finite.
+
+    Raises:
+        InvalidRequestError: If not.
+    """
+    if not bool(logits.isfinite().all()):
+        raise InvalidRequestError(
+            "The classifier's output is not finite for this image; send pixels, or a tensor of the usual range.",
+            reason="OUTPUT_NOT_FINITE",
+            field="image",
+        )
+    return logits
+
+
+def invalid_option(name: str, value: object, rule: str) -> InvalidRequestError:
+    """Make the error of an option that breaks a rule."""
+    return InvalidRequestError(
+        f"Option {name} is {value}; it {rule}.",
+        reason="OPTION_INVALID",
+        field=f"options.{name}",
+        metadata={"option": name, "value": value},
+    )

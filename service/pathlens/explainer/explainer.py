@@ -1,0 +1,287 @@
+"""The explainer: a batch of requests in, a batch of results out.
+
+Items of one batch may ask for different sources, targets and outputs. What can be computed together is: one forward
+pass predicts the items, one backward pass for each rank of target finds the contributions of all NeuronMCT items, and
+one forward and backward pass of the pathway network serves every target of every item, whatever its source.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from pathlens.attribution.pathway_gradient import run_pathway
+from pathlens.classifier.captured import CapturedClassifier, Trace
+from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_image
+from pathlens.classifier.preprocessing import Preprocessing
+from pathlens.errors import InternalError, NotFoundError, PathlensError
+from pathlens.explainer.checks import check_finite, check_options, check_overlay, check_tensor
+from pathlens.explainer.item import Item, Row, errors_of
+from pathlens.explainer.results import ResultBuilder, tap_masks
+from pathlens.explainer.stage_clock import StageClock
+from pathlens.explanation import (
+    ClassPathway,
+    ExplanationOptions,
+    ExplanationRequest,
+    ExplanationResult,
+    Granularity,
+    ImageInput,
+    ModelDescription,
+    PathwaySource,
+    ServedModel,
+    TapDescription,
+)
+from pathlens.pathways.bank import ClassPathwayBank
+from pathlens.pathways.neuron_mct import contributions_of_trace
+from pathlens.pathways.pathway import Pathway
+
+LARGEST_RUN = 16
+"""Rows in one pass of the network: bounds the memory that one batch can ask for."""
+
+_T = TypeVar("_T")
+
+
+class Explainer:
+    """Predicts and explains with one fitted classifier.
+
+    It keeps no state between calls and may be used from several threads.
+
+    Args:
+        classifier: The captured classifier.
+        preprocessing: From pixels to the classifier's input.
+        labels: One per class.
+        bank: The stored class pathways.
+        default_sparsity: Of contribution sources when a request states none, in [0, 1).
+        model: Name, version and bundle hash, repeated in every result.
+        limits: What images are accepted.
+    """
+
+    def __init__(
+        self,
+        classifier: CapturedClassifier,
+        preprocessing: Preprocessing,
+        labels: Sequence[str],
+        bank: ClassPathwayBank,
+        default_sparsity: float,
+        model: ServedModel = ServedModel(),
+        limits: DecodingLimits = DecodingLimits(),
+    ) -> None:
+        if len(labels) != classifier.classes:
+            raise ValueError(
+                f"{len(labels)} labels for {classifier.classes} classes; expected one label for each class"
+            )
+        self.classifier = classifier
+        self.preprocessing = preprocessing
+        self.labels = tuple(labels)
+        self.bank = bank.to(classifier.device)
+        self.default_sparsity = default_sparsity
+        self.model = model
+        self.limits = limits
+        # Labels may repeat (ImageNet has two cranes): the first class of that name answers to it.
+        self._results = ResultBuilder(self.labels, preprocessing, self.bank)
+        self._index_of_label = {label: index for index, label in reversed(list(enumerate(self.labels)))}
+
+    def predict(self, images: Sequence[ImageInput], predictions: int = 5) -> list[ExplanationResult]:
+        """Predict the classes of images; raises the first error."""
+        return _raise_first(self.answer([ExplanationRequest(image, None, predictions) for image in images]))
+
+    def explain(
+        self, images: Sequence[ImageInput], options: ExplanationOptions = ExplanationOptions()
+    ) -> list[ExplanationResult]:
+        """Predict and explain images; raises the first error."""
+        return _raise_first(self.answer([ExplanationRequest(image, options) for image in images]))
+
+    def answer(self, requests: Sequence[ExplanationRequest]) -> list[ExplanationResult | PathlensError]:
+        """Answer every request: with a result, or with the error that concerns this request alone."""
+        clock = StageClock(self.classifier.device)
+        items = [Item(request) for request in requests]
+        clock.switch("decode")
+        for item in items:
+            with errors_of(item):
+                self._decode(item)
+        for traced in (False, True):
+            for chunk in _chunks([item for item in items if item.error is None and item.needs_trace is traced]):
+                with errors_of(*chunk):
+                    self._predict(chunk, traced, clock)
+        clock.switch("gradient")
+        self._run_pathways([row for item in items if item.error is None for row in item.rows])
+        clock.switch("encode")
+        for item in items:
+            if item.error is None:
+                with errors_of(item):
+                    item.result = self._build_result(item)
+        seconds = clock.stop()
+        for item in items:
+            if item.result is not None:
+                item.result.stage_seconds.update(seconds)
+        return [item.result or item.error or InternalError("No result was computed.") for item in items]
+
+    def class_pathway(self, selector: int | str) -> ClassPathway:
+        """Return the stored pathway of a class, by index or label.
+
+        Raises:
+            NotFoundError: If there is no such class.
+            FailedPreconditionError: If the class has no stored pathway.
+        """
+        index = self._class_index(selector, field="class")
+        pathway = self.bank.transfer([index])
+        sparsity = float(pathway.sparsity[0])
+        statistics = self.bank.statistics[index]
+        label, masks = self.labels[index], tap_masks(pathway)
+        return ClassPathway(
+            index, label, pathway.granularity, pathway.ablation, sparsity, masks, statistics, self.model
+        )
+
+    def describe(self) -> ModelDescription:
+        """Describe what is served."""
+        return ModelDescription(
+            model=self.model,
+            classifier_sha256=self.classifier.fingerprint,
+            labels=self.labels,
+            input_shape=self.classifier.input_shape,
+            taps=tuple(TapDescription(tap.name, tap.activation, tap.shape) for tap in self.classifier.taps),
+            sources=self.sources,
+            granularity=self.bank.granularity,
+            default_sparsity=self.default_sparsity,
+            class_pathway_count=len(self.bank),
+        )
+
+    @property
+    def sources(self) -> tuple[PathwaySource, ...]:
+        """The pathway sources that this explainer can answer."""
+        stored = (PathwaySource.TRANSFERRED,) if len(self.bank) else ()
+        return (*stored, PathwaySource.NEURON_MCT)
+
+    # Stage "decode": bytes or arrays into the classifier's input.
+
+    def _decode(self, item: Item) -> None:
+        image = item.request.image
+        if isinstance(image, bytes):
+            item.pixels = decode_image(image, self.limits)
+        elif image.dtype != np.float32:
+            item.pixels = check_pixels(np.asarray(image), self.limits)
+        if item.request.options is not None:
+            check_options(item.options, self.sources, self.bank.granularity, self.classifier.classes)
+            check_overlay(item.options, item.pixels is not None)
+        if item.pixels is not None:
+            item.tensor = torch.from_numpy(self.preprocessing.apply(item.pixels))
+        else:
+            item.tensor = check_tensor(np.asarray(image, dtype=np.float32), self.classifier.input_shape)
+
+    # Stages "predict" and "pathway": logits, targets and a pathway for each target.
+
+    def _predict(self, items: Sequence[Item], traced: bool, clock: StageClock) -> None:
+        clock.switch("predict")
+        images = torch.stack([item.tensor for item in items]).to(self.classifier.device)
+        trace: Trace | None = None
+        if traced:
+            trace = self.classifier.trace(images)
+            logits = trace.logits.detach()
+        else:
+            with torch.no_grad():
+                logits = self.classifier(images)
+        targets: list[list[int]] = []
+        for item, row in zip(items, logits, strict=True):
+            targets.append([])
+            with errors_of(item):
+                item.logits = check_finite(row)
+                if item.request.options is not None:
+                    targets[-1] = self._targets(item)
+        clock.switch("pathway")
+        if trace is not None:
+            self._select(items, targets, trace)
+            return
+        for item, classes in zip(items, targets, strict=True):
+            with errors_of(item):
+                item.rows = [Row(item, target, self.bank.transfer([target])) for target in classes]
+
+    def _select(self, items: Sequence[Item], targets: Sequence[Sequence[int]], trace: Trace) -> None:
+        ranks = max(map(len, targets))
+        granularities = {item.options.granularity or self.bank.granularity for item in items}
+        for rank in range(ranks):
+            # An item with fewer targets repeats its first one, so that the batch stays whole; its row is not used.
+            classes = [wanted[rank] if rank < len(wanted) else (wanted or [0])[0] for wanted in targets]
+            target = torch.tensor(classes, device=trace.logits.device)
+            for number, granularity in enumerate(sorted(granularities, key=lambda value: value.value)):
+                last = rank == ranks - 1 and number == len(granularities) - 1
+                contributions = contributions_of_trace(self.classifier, trace, target, granularity, keep_graph=not last)
+                for index, (item, wanted) in enumerate(zip(items, targets, strict=True)):
+                    if rank < len(wanted) and (item.options.granularity or self.bank.granularity) is granularity:
+                        sparsity = item.options.sparsity
+                        pathway = contributions[index : index + 1].select(
+                            self.default_sparsity if sparsity is None else sparsity
+                        )
+                        item.rows.append(Row(item, wanted[rank], pathway))
+
+    def _targets(self, item: Item) -> list[int]:
+        wanted = item.options.targets
+        top_k = wanted.top_k or (0 if wanted.class_indices or wanted.labels else 1)
+        targets = [
+            *item.logits.topk(top_k).indices.tolist(),
+            *(self._class_index(index, "options.targets.class_indices") for index in wanted.class_indices),
+            *(self._class_index(label, "options.targets.labels") for label in wanted.labels),
+        ]
+        return list(dict.fromkeys(targets))
+
+    def _class_index(self, selector: int | str, field: str) -> int:
+        if isinstance(selector, str):
+            if selector in self._index_of_label:
+                return self._index_of_label[selector]
+        elif 0 <= selector < self.classifier.classes:
+            return selector
+        raise NotFoundError(
+            f"There is no class {selector!r}; this classifier has {self.classifier.classes} classes, "
+            f"numbered 0 to {self.classifier.classes - 1} and named by GetModel.",
+            reason="CLASS_NOT_FOUND",
+            field=field,
+            metadata={"class": selector, "classes": self.classifier.classes},
+        )
+
+    # Stage "gradient": the pathway network, forward and backward.
+
+    def _run_pathways(self, rows: Sequence[Row]) -> None:
+        groups: dict[tuple[Granularity, bool], list[Row]] = defaultdict(list)
+        for row in rows:
+            if row.needs_run:
+                groups[row.pathway.granularity, row.needs_gradient].append(row)
+        for (_, needs_gradient), group in groups.items():
+            for chunk in _chunks(group):
+                with errors_of(*(row.item for row in chunk)):
+                    self._run(chunk, needs_gradient)
+
+    def _run(self, rows: Sequence[Row], needs_gradient: bool) -> None:
+        device = self.classifier.device
+        images = torch.stack([row.item.tensor for row in rows]).to(device)
+        pathway = Pathway.concatenate([row.pathway for row in rows])
+        if not needs_gradient:
+            with torch.no_grad():
+                logits = self.classifier(images, pathway)
+            for row, values in zip(rows, logits, strict=True):
+                row.logits = values
+            return
+        target = torch.tensor([row.target for row in rows], device=device)
+        with_contributions = any(row.item.options.top_neurons for row in rows)
+        run = run_pathway(self.classifier, images, target, pathway, with_contributions)
+        for index, row in enumerate(rows):
+            row.logits, row.gradient = run.logits[index], run.gradient[index]
+            row.contributions = run.contributions[index : index + 1] if run.contributions is not None else None
+
+    # Stage "encode": tensors into the result's numbers, masks and pictures.
+
+    def _build_result(self, item: Item) -> ExplanationResult:
+        explanations = tuple(self._results.explanation(row) for row in item.rows)
+        return ExplanationResult(self._results.predictions(item), explanations, model=self.model)
+
+
+def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(values), LARGEST_RUN):
+        yield values[start : start + LARGEST_RUN]
+
+
+def _raise_first(answers: Sequence[ExplanationResult | PathlensError]) -> list[ExplanationResult]:
+    for answer in answers:
+        if isinstance(answer, PathlensError):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, ExplanationResult)]

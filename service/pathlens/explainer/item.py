@@ -1,0 +1,93 @@
+"""One request on its way through the explainer, and the rows of work that it asks for."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pathlens.errors import InternalError, PathlensError, ResourceExhaustedError
+from pathlens.explanation import ExplanationOptions, ExplanationRequest, ExplanationResult, Output, PathwaySource
+from pathlens.pathways.contributions import Contributions
+from pathlens.pathways.pathway import Pathway
+
+_DRAWN_FROM_GRADIENT = frozenset({Output.MAP, Output.HEATMAP, Output.OVERLAY})
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Item:
+    """One request on its way through the stages; its first error ends its way."""
+
+    request: ExplanationRequest
+    error: PathlensError | None = None
+    pixels: NDArray[np.uint8] | None = None
+    tensor: Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    rows: list["Row"] = field(default_factory=list)
+    result: ExplanationResult | None = None
+
+    @property
+    def needs_trace(self) -> bool:
+        """Whether the prediction pass must keep what contributions are computed from."""
+        return self.request.options is not None and self.options.source is PathwaySource.NEURON_MCT
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, float32 [K]."""
+        return self.logits.softmax(0)
+
+    @property
+    def options(self) -> ExplanationOptions:
+        """What was asked; the defaults for a prediction, which has no rows to apply them to."""
+        return self.request.options or ExplanationOptions()
+
+
+@dataclass(eq=False)
+class Row:
+    """One target of one item, on its way to an explanation."""
+
+    item: Item
+    target: int
+    pathway: Pathway
+    logits: Tensor | None = None
+    gradient: Tensor | None = None
+    contributions: Contributions | None = None
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the pathway network must run forward and backward."""
+        return bool(self.item.options.outputs & _DRAWN_FROM_GRADIENT) or self.item.options.top_neurons > 0
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the pathway network must run at all."""
+        return self.needs_gradient or Output.FAITHFULNESS in self.item.options.outputs
+
+
+@contextmanager
+def errors_of(*items: Item) -> Iterator[None]:
+    """Give an error to the items it concerns, and go on with the others."""
+    try:
+        yield
+        return
+    except PathlensError as known:
+        error = known
+    except torch.OutOfMemoryError as memory:
+        error = ResourceExhaustedError(
+            "The device has no memory left for this request; ask for fewer targets or send fewer images at once.",
+            reason="OUT_OF_MEMORY",
+            retry_after=1.0,
+        )
+        error.__cause__ = memory
+    except Exception as defect:
+        _logger.exception("Explaining failed")
+        error = InternalError("The service failed while computing this answer; its log has the details.")
+        error.__cause__ = defect
+    for item in items:
+        item.error = item.error or error

@@ -1,0 +1,105 @@
+"""From tensors to results: probabilities, masks, maps and pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pathlens.attribution.picture import draw_heatmap, draw_overlay
+from pathlens.attribution.reduction import reduce_channels
+from pathlens.classifier.preprocessing import Preprocessing
+from pathlens.explainer.item import Item, Row
+from pathlens.explanation import Explanation, Faithfulness, NeuronContribution, Output, Prediction, TapMask
+from pathlens.pathways.bank import ClassPathwayBank
+from pathlens.pathways.pathway import Pathway
+
+
+class ResultBuilder:
+    """Builds the parts of a result.
+
+    Args:
+        labels: One per class.
+        preprocessing: Places maps on the image that was sent.
+        bank: The stored class pathways, to compare with.
+    """
+
+    def __init__(self, labels: Sequence[str], preprocessing: Preprocessing, bank: ClassPathwayBank) -> None:
+        self._labels = labels
+        self._preprocessing = preprocessing
+        self._bank = bank
+
+    def predictions(self, item: Item) -> tuple[Prediction, ...]:
+        """Return the most probable classes, most probable first."""
+        count = min(item.request.prediction_count, len(self._labels))
+        return tuple(self._prediction(item, index) for index in item.logits.topk(count).indices.tolist())
+
+    def explanation(self, row: Row) -> Explanation:
+        """Return the explanation of one target."""
+        options = row.item.options
+        outputs = options.outputs
+        pathway = row.pathway
+        values, heatmap, overlay = None, b"", b""
+        if row.gradient is not None:
+            values = reduce_channels(row.gradient, options.reduction).cpu().numpy()
+            if Output.HEATMAP in outputs:
+                heatmap = draw_heatmap(values, options.reduction, self._preprocessing, row.item.pixels)
+            if Output.OVERLAY in outputs and row.item.pixels is not None:
+                overlay = draw_overlay(values, options.reduction, self._preprocessing, row.item.pixels)
+        return Explanation(
+            target=self._prediction(row.item, row.target),
+            source=options.source,
+            granularity=pathway.granularity,
+            ablation=pathway.ablation,
+            sparsity=float(pathway.sparsity[0]),
+            class_pathway_iou=self._class_pathway_iou(row),
+            pathway=tap_masks(pathway) if Output.PATHWAY in outputs else (),
+            faithfulness=_faithfulness(row) if Output.FAITHFULNESS in outputs else None,
+            map=values if Output.MAP in outputs else None,
+            heatmap_png=heatmap,
+            overlay_png=overlay,
+            top_neurons=_top_neurons(row),
+        )
+
+    def _prediction(self, item: Item, index: int) -> Prediction:
+        return Prediction(index, self._labels[index], float(item.probabilities[index]), float(item.logits[index]))
+
+    def _class_pathway_iou(self, row: Row) -> float | None:
+        if row.target not in self._bank or row.pathway.granularity is not self._bank.granularity:
+            return None
+        return float(row.pathway.iou(self._bank.transfer([row.target]))[0])
+
+
+def tap_masks(pathway: Pathway) -> tuple[TapMask, ...]:
+    """Return the masks of a pathway of one image."""
+    return tuple(
+        TapMask(tap.name, mask[0].cpu().numpy()) for tap, mask in zip(pathway.taps, pathway.masks, strict=True)
+    )
+
+
+def _faithfulness(row: Row) -> Faithfulness | None:
+    if row.logits is None:
+        return None
+    whole, alone = row.item.probabilities, row.logits.softmax(0)
+    p, q = float(whole[row.target]), float(alone[row.target])
+    return Faithfulness(p, q, max(0.0, p - q) / p if p > 0 else 0.0, int(alone.argmax()) == int(whole.argmax()))
+
+
+def _top_neurons(row: Row) -> tuple[NeuronContribution, ...]:
+    count = min(row.item.options.top_neurons, int(row.pathway.kept[0]))
+    if row.contributions is None or count == 0:
+        return ()
+    contributions = torch.cat([signed.flatten() for signed in row.contributions.signed])
+    positions = torch.where(row.pathway.flat()[0], contributions.abs(), -1.0).topk(count).indices
+    return tuple(
+        NeuronContribution(*_locate(position, row.pathway), contribution)
+        for position, contribution in zip(positions.tolist(), contributions[positions].tolist(), strict=True)
+    )
+
+
+def _locate(position: int, pathway: Pathway) -> tuple[str, tuple[int, ...]]:
+    for tap, mask in zip(pathway.taps, pathway.masks, strict=True):
+        size = mask[0].numel()
+        if position < size:
+            return tap.name, tuple(int(index) for index in np.unravel_index(position, mask.shape[1:]))
+        position -= size
+    raise IndexError(f"neuron {position} is beyond the last tap")

@@ -1,0 +1,1 @@
+"""Neurons, contributions, selection and the class-pathway bank: pure tensor code."""

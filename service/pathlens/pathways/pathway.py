@@ -1,0 +1,143 @@
+"""Pathways: which neurons of a network are kept, one binary mask per tap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pathlens.classifier.taps import Tap
+from pathlens.explanation import Ablation, Granularity
+
+
+def mask_shape(tap: Tap, granularity: Granularity) -> tuple[int, ...]:
+    """Return the shape of a tap's mask without the batch: [channels], or the tap's own shape."""
+    return (tap.channels,) if granularity is Granularity.CHANNEL else tap.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Pathway:
+    """Sparse sets of neurons for a batch of images.
+
+    Attributes:
+        taps: The taps that the masks belong to.
+        masks: One bool tensor per tap: [B, C] for channels, [B, ...] with the tap's shape for units.
+        granularity: What counts as one neuron.
+        ablation: What stands in for a removed neuron.
+    """
+
+    taps: tuple[Tap, ...]
+    masks: tuple[Tensor, ...]
+    granularity: Granularity
+    ablation: Ablation = Ablation.ZERO
+
+    def __post_init__(self) -> None:
+        if len(self.masks) != len(self.taps) or not self.taps:
+            raise ValueError(f"{len(self.masks)} masks for {len(self.taps)} taps; expected one mask for each tap")
+        for tap, mask in zip(self.taps, self.masks, strict=True):
+            shape = mask_shape(tap, self.granularity)
+            if mask.dtype != torch.bool or tuple(mask.shape[1:]) != shape or len(mask) != len(self.masks[0]):
+                raise ValueError(
+                    f"mask of {tap.name} is {mask.dtype} {list(mask.shape)}; expected bool [{len(self.masks[0])}, "
+                    f"{', '.join(map(str, shape))}]"
+                )
+
+    def __len__(self) -> int:
+        """Return the number of images, B."""
+        return len(self.masks[0])
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "Pathway":
+        """Select images of the batch."""
+        index = rows if isinstance(rows, slice | Tensor) else torch.tensor(rows, dtype=torch.int64)
+        return Pathway(self.taps, tuple(mask[index] for mask in self.masks), self.granularity, self.ablation)
+
+    @staticmethod
+    def concatenate(pathways: Sequence["Pathway"]) -> "Pathway":
+        """Join pathways of the same taps, granularity and ablation into one batch."""
+        first = pathways[0]
+        if any((other.granularity, other.ablation) != (first.granularity, first.ablation) for other in pathways):
+            raise ValueError("pathways of different granularity or ablation cannot be joined in one batch")
+        masks = zip(*(pathway.masks for pathway in pathways), strict=True)
+        return Pathway(first.taps, tuple(torch.cat(parts) for parts in masks), first.granularity, first.ablation)
+
+    def to(self, device: torch.device | str) -> "Pathway":
+        """Return the same pathway on another device."""
+        return Pathway(self.taps, tuple(mask.to(device) for mask in self.masks), self.granularity, self.ablation)
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons of the network, N."""
+        return sum(mask[0].numel() for mask in self.masks)
+
+    @property
+    def kept(self) -> Tensor:
+        """Number of neurons kept, int64 [B]."""
+        return torch.stack([mask.flatten(1).sum(1) for mask in self.masks]).sum(0)
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Fraction of neurons removed, float64 [B], in [0, 1]."""
+        return 1 - self.kept.double() / self.neurons
+
+    def iou(self, other: "Pathway") -> Tensor:
+        """Intersection over union with another pathway, image by image.
+
+        Args:
+            other: Of the same taps and granularity, with the same number of images or with one.
+
+        Returns:
+            float64 [B], in [0, 1]; 1 where both are empty.
+        """
+        if other.granularity is not self.granularity:
+            raise ValueError(
+                f"cannot compare a {self.granularity.value} pathway with a {other.granularity.value} pathway"
+            )
+        pairs = [(a.flatten(1), b.flatten(1)) for a, b in zip(self.masks, other.masks, strict=True)]
+        intersection = torch.stack([(a & b).sum(1) for a, b in pairs]).sum(0).double()
+        union = torch.stack([(a | b).sum(1) for a, b in pairs]).sum(0).double()
+        return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+    def edit(self, index: int, activation: Tensor) -> Tensor:
+        """Remove the neurons of tap `index` that are not in the pathway: f(x; m) of arXiv 2103.16886.
+
+        Args:
+            index: Number of the tap.
+            activation: Its output, [B, ...].
+        """
+        mask = self.masks[index]
+        if self.granularity is Granularity.CHANNEL:
+            shape = [1] * activation.ndim
+            shape[0], shape[1 + self.taps[index].channel_dimension] = mask.shape
+            mask = mask.view(shape)
+        return activation * mask
+
+    def flat(self) -> Tensor:
+        """Return all masks side by side, bool [B, N], tap after tap in row-major order."""
+        return torch.cat([mask.flatten(1) for mask in self.masks], 1)
+
+
+def from_flat(flat: Tensor, taps: tuple[Tap, ...], granularity: Granularity) -> Pathway:
+    """Build a pathway from what `Pathway.flat` returns.
+
+    Args:
+        flat: bool [B, N].
+        taps: The taps, in the order of the neurons.
+        granularity: What counts as one neuron.
+    """
+    shapes = [mask_shape(tap, granularity) for tap in taps]
+    parts = torch.split(flat, [int(np.prod(shape)) for shape in shapes], dim=1)
+    return Pathway(
+        taps, tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), granularity
+    )
+
+
+def pack_bits(flat: Tensor) -> NDArray[np.uint8]:
+    """Pack bools [..., N] into bytes [..., ceil(N / 8)]; the first neuron of a byte is its least significant bit."""
+    return np.packbits(flat.cpu().numpy(), axis=-1, bitorder="little")
+
+
+def unpack_bits(packed: NDArray[np.uint8], count: int) -> Tensor:
+    """Undo `pack_bits` for `count` neurons; bool [..., count]."""
+    return torch.from_numpy(np.unpackbits(packed, axis=-1, count=count, bitorder="little").astype(bool))

@@ -1,0 +1,21 @@
+"""The random control: a pathway that knows only how many neurons each tap keeps."""
+
+import torch
+
+from pathlens.pathways.pathway import Pathway
+
+
+def random_pathway(like: Pathway, seed: int) -> Pathway:
+    """Draw, for every image and tap, as many neurons as `like` keeps there, uniformly at random.
+
+    Args:
+        like: Gives the counts.
+        seed: Same seed, same pathway.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    masks = []
+    for mask in like.masks:
+        flat = mask.flatten(1)
+        order = torch.rand(flat.shape, generator=generator).argsort(1).argsort(1)
+        masks.append((order.to(mask.device) < flat.sum(1, keepdim=True)).view_as(mask))
+    return Pathway(like.taps, tuple(masks), like.granularity, like.ablation)

@@ -1,0 +1,34 @@
+"""Selection of a sample's most contributing neurons: an exact count, with ties broken by position."""
+
+import torch
+from torch import Tensor
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise ValueError unless `sparsity` is in [0, 1)."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is {sparsity}; expected a number in [0, 1)")
+
+
+def select_top(scores: Tensor, sparsity: float) -> Tensor:
+    """Keep the neurons of highest score in every sample (one threshold over all taps, arXiv 2103.16886, section 3.3).
+
+    Exactly round((1 - sparsity) N) neurons are kept, fewer only where fewer contribute at all: a neuron of score zero
+    is never kept to fill the count. Among equal scores the lowest index wins.
+
+    Args:
+        scores: Non-negative and finite, [B, N].
+        sparsity: Fraction removed, in [0, 1).
+
+    Returns:
+        bool [B, N].
+    """
+    check_sparsity(sparsity)
+    count = round((1 - sparsity) * scores.shape[1])
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.topk(count, dim=1, sorted=True).values[:, -1:]
+    above = scores > threshold
+    ties = scores == threshold
+    missing = count - above.sum(1, keepdim=True)
+    return (above | (ties & (ties.cumsum(1) <= missing))) & (scores > 0)
