@@ -1,0 +1,186 @@
+"""`pathlens explain`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from pathlens.client import Client
+from pathlens.errors import PathlensError
+from pathlens.explanation import (
+    STAGES,
+    Explanation,
+    ExplanationOptions,
+    ExplanationResult,
+    Granularity,
+    Output,
+    PathwaySource,
+    Reduction,
+    Targets,
+)
+from pathlens.wire.responses import explain_response
+
+_T = TypeVar("_T", PathwaySource, Granularity, Output, Reduction)
+
+
+def _choice(kind: type[_T]) -> click.Choice[str]:
+    return click.Choice([member.value for member in kind])
+
+
+@click.command("explain")
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--address", default="localhost:8080", show_default=True, help="Host and port of the gateway.")
+@click.option("--model", default="", help="Name of the model; may be left out where only one is served.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for pictures, maps and results.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--source", type=_choice(PathwaySource), default="transferred", show_default=True)
+@click.option("--sparsity", type=float, help="Fraction of neurons removed; for contribution sources.")
+@click.option("--granularity", type=_choice(Granularity), help="Default: that of the stored class pathways.")
+@click.option("--reduction", type=_choice(Reduction), default="signed_maximum", show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=0, help="Explain the k most probable classes.")
+@click.option("--class", "labels", multiple=True, help="Explain this class, by label; repeatable.")
+@click.option("--class-index", "indices", type=int, multiple=True, help="Explain this class, by index; repeatable.")
+@click.option("--top-neurons", type=click.IntRange(0), default=0, help="List the neurons that contribute most.")
+@click.option("--output", "outputs", type=_choice(Output), multiple=True, help="What to ask for; repeatable.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds.")
+def command(
+    images: tuple[Path, ...],
+    address: str,
+    model: str,
+    out: Path | None,
+    form: str,
+    source: str,
+    sparsity: float | None,
+    granularity: str | None,
+    reduction: str,
+    top_k: int,
+    labels: tuple[str, ...],
+    indices: tuple[int, ...],
+    top_neurons: int,
+    outputs: tuple[str, ...],
+    timeout: float,
+) -> None:
+    """Explain IMAGES through a running service.
+
+    JSON is the protobuf form of `ExplainResponse`, one object for each image, with bytes in base64. The exit code is 1
+    if an image failed.
+
+    \b
+    Examples:
+      pathlens explain cat.jpg --out explanations
+      pathlens explain *.jpg --format json --source neuron_mct --sparsity 0.9 --class tabby
+    """  # noqa: D301
+    default = {Output.PATHWAY, Output.FAITHFULNESS}
+    if out is not None:
+        default |= {Output.MAP, Output.HEATMAP, Output.OVERLAY}
+    options = ExplanationOptions(
+        targets=Targets(top_k, indices, labels),
+        source=PathwaySource(source),
+        sparsity=sparsity,
+        granularity=Granularity(granularity) if granularity else None,
+        outputs=frozenset(Output(output) for output in outputs) or frozenset(default),
+        reduction=Reduction(reduction),
+        top_neurons=top_neurons,
+    )
+    answers: dict[int, ExplanationResult | PathlensError] = {}
+    with Client(address, model, timeout=timeout) as client:
+        stream = client.stream_explain(images, options)
+        for position, answer in _with_progress(stream, len(images)):
+            answers[position] = answer
+            if out is not None and isinstance(answer, ExplanationResult):
+                _write(out, images[position].stem if _unique(images) else f"{position}-{images[position].stem}", answer)
+    if form == "json":
+        _print_json(images, answers)
+    else:
+        _print_table(images, answers)
+    if any(isinstance(answer, PathlensError) for answer in answers.values()):
+        raise click.exceptions.Exit(1)
+
+
+def _with_progress(
+    stream: Iterator[tuple[int, ExplanationResult | PathlensError]], total: int
+) -> Iterator[tuple[int, ExplanationResult | PathlensError]]:
+    yield from track(stream, "Explaining", total, console=Console(stderr=True), transient=True)
+
+
+def _unique(images: Sequence[Path]) -> bool:
+    return len({image.stem for image in images}) == len(images)
+
+
+def _as_dict(result: ExplanationResult) -> dict[str, Any]:
+    return MessageToDict(explain_response(result), preserving_proto_field_name=True)
+
+
+def _write(folder: Path, name: str, result: ExplanationResult) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(_as_dict(result), indent=2) + "\n")
+    for explanation in result.explanations:
+        stem = f"{name}.class-{explanation.target.class_index}"
+        if explanation.heatmap_png:
+            (folder / f"{stem}.heatmap.png").write_bytes(explanation.heatmap_png)
+        if explanation.overlay_png:
+            (folder / f"{stem}.overlay.png").write_bytes(explanation.overlay_png)
+        if explanation.map is not None:
+            np.save(folder / f"{stem}.map.npy", explanation.map)
+
+
+def _print_json(images: Sequence[Path], answers: dict[int, ExplanationResult | PathlensError]) -> None:
+    documents = []
+    for position, image in enumerate(images):
+        answer = answers[position]
+        if isinstance(answer, PathlensError):
+            error = {"code": answer.code, "reason": answer.reason, "message": answer.message}
+            documents.append({"image": str(image), "error": error})
+        else:
+            documents.append({"image": str(image), **_as_dict(answer)})
+    click.echo(json.dumps(documents, indent=2))
+
+
+def _print_table(images: Sequence[Path], answers: dict[int, ExplanationResult | PathlensError]) -> None:
+    console = Console()
+    table = explanation_table()
+    for position, image in enumerate(images):
+        answer = answers[position]
+        if isinstance(answer, PathlensError):
+            Console(stderr=True).print(f"{image}: {answer.message} [{answer.reason}]", markup=False)
+            continue
+        for explanation in answer.explanations:
+            add_row(table, image.name, answer, explanation)
+    if table.row_count:
+        console.print(table)
+
+
+def explanation_table(first: str = "image", title: str | None = None) -> Table:
+    """Make the table that `add_row` fills; `first` heads its first column."""
+    table = Table(
+        title=title,
+        caption="p: probability in the classifier, q: in the pathway alone. IoU: with the stored class pathway. "
+        "On the right: milliseconds per stage.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in (first, "target", "p", "sparse", "IoU", "q", *STAGES):
+        table.add_column(heading, justify="left" if heading in (first, "target") else "right", no_wrap=True)
+    return table
+
+
+def add_row(table: Table, first: str, result: ExplanationResult, explanation: Explanation) -> None:
+    """Add one explanation to a table made by `explanation_table`."""
+    check, iou = explanation.faithfulness, explanation.class_pathway_iou
+    table.add_row(
+        first,
+        explanation.target.label,
+        f"{explanation.target.probability:.2f}",
+        f"{explanation.sparsity:.1%}",
+        "-" if iou is None else f"{iou:.2f}",
+        "-" if check is None else f"{check.pathway_confidence:.2f}",
+        *(f"{1e3 * result.stage_seconds.get(stage, 0.0):.1f}" for stage in STAGES),
+    )

@@ -1,0 +1,60 @@
+"""The `pathlens` command group; each command is imported when it is called, so that `explain` needs no torch."""
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from pathlens.errors import PathlensError
+from pathlens.version import __version__
+
+_COMMANDS = {
+    "explain": "Explain images through a running service.",
+    "fit": "Capture a classifier and build its class-pathway bank.",
+    "models": "Describe what a running service serves.",
+    "pack": "Build a model archive from a bundle.",
+    "serve": "Serve model archives over gRPC.",
+}
+
+
+class _Commands(click.Group):
+    """A group that loads the module of a command on its first use and reports errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        try:
+            command: click.Command = import_module(f"pathlens.cli.{cmd_name}").command
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("pathlens"):
+                raise
+            extra = "serve" if cmd_name == "serve" else "fit"
+            raise click.ClickException(f"{error}. Install what this needs: pip install 'pathlens[{extra}]'") from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        # Without this, listing the commands would import all of them.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PathlensError as error:
+            raise click.ClickException(f"{error.message} [{error.reason}]") from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pathlens")
+def main() -> None:
+    """Serve an image classifier together with the neural pathways behind each prediction.
+
+    \b
+    Bring your own classifier in three commands:
+      pathlens fit --classifier my.package:make --weights my.safetensors --images photos/ --out my-bundle
+      pathlens pack my-bundle
+      pathlens serve
+    """  # noqa: D301 - \b tells click to keep the lines

@@ -1,0 +1,223 @@
+"""The seven calls of ExplanationService."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, ParamSpec
+
+import grpc.aio
+from google.rpc import status_pb2
+
+from pathlens.errors import InternalError, InvalidRequestError, PathlensError
+from pathlens.gateway import batch, validation
+from pathlens.gateway.metrics import Metrics
+from pathlens.gateway.models import ModelDirectory
+from pathlens.gateway.settings import GatewaySettings
+from pathlens.gateway.stream import answered
+from pathlens.gateway.upstream import Upstream
+from pathlens.wire.internal.v1 import worker_pb2
+from pathlens.wire.status import OK, error_from_status, status_from_error
+from pathlens.wire.v1 import explanation_service_pb2 as messages
+from pathlens.wire.v1 import explanation_service_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Parameters = ParamSpec("Parameters")
+
+_logger = logging.getLogger(__name__)
+
+
+class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
+    """Answers applications with what the handlers compute.
+
+    Every call raises `PathlensError`; the interceptor turns it into the status that the caller sees.
+
+    Args:
+        settings: Limits.
+        upstream: The way to the handlers.
+        models: What is served.
+        metrics: Where stages and pathways are observed.
+    """
+
+    def __init__(self, settings: GatewaySettings, upstream: Upstream, models: ModelDirectory, metrics: Metrics) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._models = models
+        self._metrics = metrics
+
+    async def Predict(self, request: messages.PredictRequest, context: Context) -> messages.PredictResponse:  # noqa: N802
+        """Predict the class of one image."""
+        model = self._models.resolve(request.model)
+        validation.check_image(request.image, self._settings.max_image_bytes)
+        reply = await self._ask_one(model, worker_pb2.WorkerCall(predict=request), context.time_remaining())
+        return reply.predict
+
+    async def Explain(self, request: messages.ExplainRequest, context: Context) -> messages.ExplainResponse:  # noqa: N802
+        """Predict the class of one image and explain each requested target."""
+        return await self._explain(request, context.time_remaining())
+
+    async def BatchExplain(  # noqa: N802
+        self, request: messages.BatchExplainRequest, context: Context
+    ) -> messages.BatchExplainResponse:
+        """Explain many images, as many together as a chunk holds; every item has its own status."""
+        model = self._models.resolve(request.model)
+        limit = self._settings.max_batch_items
+        if len(request.items) > limit:
+            raise InvalidRequestError(
+                f"The batch has {len(request.items)} items: send at most {limit}, or use StreamExplain.",
+                reason="BATCH_TOO_LARGE",
+                field="items",
+                metadata={"items": len(request.items), "limit": limit},
+            )
+        results = self._refused_items(request, model)
+        sizes = [(i, item.ByteSize()) for i, item in enumerate(request.items) if i not in results]
+        room = asyncio.Semaphore(self._settings.stream_window)
+
+        async def compute(chunk: Sequence[int]) -> None:
+            async with room:
+                calls = [worker_pb2.WorkerCall(explain=_item_request(request, i)) for i in chunk]
+                answers = await self._explain_chunk(model, calls, context.time_remaining())
+                results.update(zip(chunk, answers, strict=True))
+
+        async with asyncio.TaskGroup() as group:
+            for chunk in batch.chunks(sizes, self._settings.batch_chunk, self._settings.max_message_bytes // 2):
+                group.create_task(compute(chunk))
+        return batch.fitted([results[i] for i in range(len(request.items))], self._settings.max_message_bytes)
+
+    async def StreamExplain(  # noqa: N802
+        self, request_iterator: AsyncIterator[messages.StreamExplainRequest], context: Context
+    ) -> AsyncIterator[messages.StreamExplainResponse]:
+        """Explain images as they come, a window of them at a time, each result when it is ready."""
+
+        async def answer(item: messages.StreamExplainRequest) -> messages.StreamExplainResponse:
+            return await self._explain_item(item, context.time_remaining())
+
+        async with aclosing(answered(request_iterator, answer, self._settings.stream_window)) as responses:
+            async for response in responses:
+                yield response
+
+    async def GetClassPathway(  # noqa: N802
+        self, request: messages.GetClassPathwayRequest, context: Context
+    ) -> messages.GetClassPathwayResponse:
+        """Return the stored pathway of a class."""
+        model = self._models.resolve(request.model)
+        validation.check_class_pathway(request, model)
+        call = worker_pb2.WorkerCall(get_class_pathway=request)
+        reply = await self._ask_one(model, call, context.time_remaining())
+        return reply.get_class_pathway
+
+    async def ListModels(  # noqa: N802
+        self,
+        request: messages.ListModelsRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> messages.ListModelsResponse:
+        """List the models that are served."""
+        return messages.ListModelsResponse(models=self._models.models)
+
+    async def GetModel(  # noqa: N802
+        self,
+        request: messages.GetModelRequest,
+        context: Context,  # noqa: ARG002
+    ) -> messages.GetModelResponse:
+        """Describe one model."""
+        return messages.GetModelResponse(model=self._models.resolve(request.model))
+
+    async def _explain(self, request: messages.ExplainRequest, remaining: float | None) -> messages.ExplainResponse:
+        model = self._models.resolve(request.model)
+        validation.check_explain(request, model, self._settings.max_image_bytes)
+        reply = await self._ask_one(model, worker_pb2.WorkerCall(explain=request), remaining)
+        return reply.explain
+
+    async def _explain_item(
+        self, item: messages.StreamExplainRequest, remaining: float | None
+    ) -> messages.StreamExplainResponse:
+        validation.check_stream_id(item)
+        try:
+            explained = await self._explain(item.request, remaining)
+        except Exception as error:
+            return _stream_response(item.id, messages.ExplainResult(status=_item_status(error)))
+        response = _stream_response(item.id, messages.ExplainResult(status=OK, response=explained))
+        size, limit = response.ByteSize(), self._settings.max_message_bytes
+        if size <= limit:
+            return response
+        refusal = status_from_error(batch.response_too_large(size, limit, "ask for fewer outputs or targets"))
+        return _stream_response(item.id, messages.ExplainResult(status=refusal))
+
+    async def _explain_chunk(
+        self, model: messages.Model, calls: Sequence[worker_pb2.WorkerCall], remaining: float | None
+    ) -> list[messages.ExplainResult]:
+        try:
+            replies = await self._ask(model, calls, remaining)
+        except Exception as error:
+            return [messages.ExplainResult(status=_item_status(error))] * len(calls)
+        return [
+            messages.ExplainResult(status=reply.status, response=reply.explain if reply.HasField("explain") else None)
+            for reply in replies
+        ]
+
+    def _refused_items(
+        self, request: messages.BatchExplainRequest, model: messages.Model
+    ) -> dict[int, messages.ExplainResult]:
+        # The options of the batch are checked once and not once per item that takes them over.
+        shared_failure = _failure(validation.check_options, request.options, model)
+        refused = {}
+        for position, item in enumerate(request.items):
+            failure = _failure(validation.check_image, item.image, self._settings.max_image_bytes)
+            if failure is None and item.HasField("options"):
+                failure = _failure(validation.check_options, item.options, model)
+            elif failure is None:
+                failure = shared_failure
+            if failure is not None:
+                refused[position] = messages.ExplainResult(status=status_from_error(failure))
+        return refused
+
+    async def _ask_one(
+        self, model: messages.Model, call: worker_pb2.WorkerCall, remaining: float | None
+    ) -> worker_pb2.WorkerReply:
+        (reply,) = await self._ask(model, [call], remaining)
+        if reply.status.code != OK.code:
+            raise error_from_status(reply.status)
+        return reply
+
+    async def _ask(
+        self, model: messages.Model, calls: Sequence[worker_pb2.WorkerCall], remaining: float | None
+    ) -> Sequence[worker_pb2.WorkerReply]:
+        name = model.model.name
+        answer = await self._upstream.ask(name, model.model.version, calls, remaining)
+        for call, reply in zip(calls, answer.replies, strict=True):
+            kind = call.WhichOneof("call")
+            if reply.status.code == OK.code and reply.WhichOneof("reply") != kind:
+                raise InternalError(
+                    f"The handler of model {name!r} answered another call than {kind}; its log has the details.",
+                    metadata={"model": name, "call": kind},
+                )
+            if kind in ("predict", "explain") and reply.HasField(kind):
+                getattr(reply, kind).timings.queue.FromNanoseconds(round(answer.queue_seconds * 1e9))
+        self._metrics.answer_received(name, answer.replies, answer.queue_seconds)
+        return answer.replies
+
+
+def _item_request(request: messages.BatchExplainRequest, position: int) -> messages.ExplainRequest:
+    item = request.items[position]
+    options = item.options if item.HasField("options") else request.options
+    return messages.ExplainRequest(model=request.model, image=item.image, options=options)
+
+
+def _stream_response(item_id: str, result: messages.ExplainResult) -> messages.StreamExplainResponse:
+    return messages.StreamExplainResponse(id=item_id, result=result)
+
+
+def _failure(
+    check: Callable[Parameters, None], *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> PathlensError | None:
+    try:
+        check(*args, **kwargs)
+    except PathlensError as error:
+        return error
+    return None
+
+
+def _item_status(error: Exception) -> status_pb2.Status:
+    if not isinstance(error, PathlensError):
+        _logger.error("An image could not be explained", exc_info=error)
+    return status_from_error(error)

@@ -1,0 +1,221 @@
+"""Refuses bad requests before anything is forwarded; the handler checks what only it can know."""
+
+import math
+from collections.abc import Sequence
+
+from pathlens.errors import InvalidRequestError, NotFoundError
+from pathlens.gateway.quoting import shortened
+from pathlens.wire.v1 import explanation_service_pb2 as messages
+
+_ELEMENT_BYTES = {messages.DATA_TYPE_UINT8: 1, messages.DATA_TYPE_FLOAT32: 4}
+_OPTION_VALUES: dict[str, dict[int, str]] = {
+    "source": {number: name for name, number in messages.PathwaySource.items()},
+    "granularity": {number: name for name, number in messages.Granularity.items()},
+    "reduction": {number: name for name, number in messages.Reduction.items()},
+    "outputs": {number: name for name, number in messages.Output.items()},
+}
+_TENSOR_RANKS = (2, 3)
+# Options name classes and outputs; what is larger is no honest request and would cost the event loop its time.
+_MAX_OPTIONS_BYTES = 64 * 1024
+_MAX_ID_LENGTH = 1024
+
+
+def check_explain(request: messages.ExplainRequest, model: messages.Model, max_image_bytes: int) -> None:
+    """Check a request of Explain.
+
+    Args:
+        request: The request.
+        model: The model that it asks.
+        max_image_bytes: Largest image.
+
+    Raises:
+        InvalidRequestError: The request is wrong; the error names the field.
+        NotFoundError: The model has no such class.
+    """
+    check_image(request.image, max_image_bytes)
+    check_options(request.options, model)
+
+
+def check_class_pathway(request: messages.GetClassPathwayRequest, model: messages.Model) -> None:
+    """Check a request of GetClassPathway.
+
+    Args:
+        request: The request.
+        model: The model that it asks.
+
+    Raises:
+        InvalidRequestError: The request names no class.
+        NotFoundError: The model has no such class.
+    """
+    match request.WhichOneof("class"):
+        case "class_index":
+            _check_class_indices([request.class_index], model, "class_index")
+        case "label":
+            _check_labels([request.label], model, "label")
+        case _:
+            raise InvalidRequestError(
+                "The request names no class: set class_index or label.", reason="CLASS_MISSING", field="class"
+            )
+
+
+def check_stream_id(request: messages.StreamExplainRequest) -> None:
+    """Check the caller's own name for an image of a stream, which every result has to carry.
+
+    Args:
+        request: One request of StreamExplain.
+
+    Raises:
+        InvalidRequestError: The id is too long.
+    """
+    if len(request.id) > _MAX_ID_LENGTH:
+        raise InvalidRequestError(
+            f"The id {shortened(request.id)!r} has {len(request.id)} characters: use at most {_MAX_ID_LENGTH}.",
+            reason="ID_TOO_LONG",
+            field="id",
+            metadata={"length": len(request.id), "limit": _MAX_ID_LENGTH},
+        )
+
+
+def check_image(image: messages.Image, max_image_bytes: int) -> None:
+    """Check an image without decoding it.
+
+    Args:
+        image: The image.
+        max_image_bytes: Most bytes of an encoded file or of a tensor's data.
+
+    Raises:
+        InvalidRequestError: The image is missing, empty, too large, or a tensor that contradicts itself.
+    """
+    kind = image.WhichOneof("content")
+    if kind is None:
+        raise InvalidRequestError(
+            "The request has no image: set image.encoded or image.tensor.", reason="IMAGE_MISSING", field="image"
+        )
+    size = len(image.encoded) if kind == "encoded" else len(image.tensor.data)
+    if size > max_image_bytes:
+        raise InvalidRequestError(
+            f"The image has {size} bytes: send at most {max_image_bytes}.",
+            reason="IMAGE_TOO_LARGE",
+            field="image",
+            metadata={"bytes": size, "limit": max_image_bytes},
+        )
+    if kind == "tensor":
+        _check_tensor(image.tensor)
+    elif size == 0:
+        raise InvalidRequestError(
+            "The image has no bytes: send a whole JPEG, PNG or WebP file.", reason="IMAGE_EMPTY", field="image.encoded"
+        )
+
+
+def check_options(options: messages.ExplanationOptions, model: messages.Model) -> None:
+    """Check what is asked about an image.
+
+    Args:
+        options: The options.
+        model: The model that is asked.
+
+    Raises:
+        InvalidRequestError: An option is out of its range.
+        NotFoundError: The model has no such class.
+    """
+    size = options.ByteSize()
+    if size > _MAX_OPTIONS_BYTES:
+        raise _option_error("options", f"Options of {size} bytes are too long: name every class and output once.", size)
+    _check_enum("source", options.source)
+    _check_enum("granularity", options.granularity)
+    _check_enum("reduction", options.reduction)
+    for output in options.outputs:
+        _check_enum("outputs", output)
+        if output == messages.OUTPUT_UNSPECIFIED:
+            raise _option_error(
+                "options.outputs",
+                "OUTPUT_UNSPECIFIED is not an output: leave it out, or name the one you want.",
+                output,
+            )
+    # Written so that NaN, which compares false with everything, is refused too.
+    if options.HasField("sparsity") and not 0.0 <= options.sparsity < 1.0:
+        raise _option_error(
+            "options.sparsity",
+            f"Sparsity {options.sparsity} is not a fraction of neurons to remove: choose one in [0, 1).",
+            options.sparsity,
+        )
+    targets, class_count = options.targets, len(model.labels)
+    if targets.top_k > class_count:
+        raise _option_error(
+            "options.targets.top_k",
+            f"There are no {targets.top_k} most probable classes: the model has {class_count}.",
+            targets.top_k,
+        )
+    _check_class_indices(targets.class_indices, model, "options.targets.class_indices")
+    _check_labels(targets.labels, model, "options.targets.labels")
+
+
+def _check_tensor(tensor: messages.Tensor) -> None:
+    element_bytes = _ELEMENT_BYTES.get(tensor.data_type)
+    if element_bytes is None:
+        raise _tensor_error(
+            "data_type",
+            f"Data type {tensor.data_type} is not supported: use DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32.",
+            tensor.data_type,
+        )
+    if len(tensor.shape) not in _TENSOR_RANKS:
+        raise _tensor_error(
+            "shape",
+            f"A tensor of {len(tensor.shape)} dimensions is not an image: send [height, width],"
+            " [height, width, 3] or the classifier's own [channels, height, width].",
+            len(tensor.shape),
+        )
+    shape = list(tensor.shape)
+    if min(shape) < 1:
+        raise _tensor_error("shape", f"Shape {shape} holds no pixels: every dimension must be at least 1.", shape)
+    expected = math.prod(shape) * element_bytes
+    if len(tensor.data) != expected:
+        raise _tensor_error(
+            "data",
+            f"Shape {shape} of {messages.DataType.Name(tensor.data_type)} needs {expected} bytes of data, not"
+            f" {len(tensor.data)}: send every element, little-endian, in row-major order.",
+            len(tensor.data),
+        )
+
+
+def _check_enum(option: str, value: int) -> None:
+    names_of_values = _OPTION_VALUES[option]
+    if value not in names_of_values:
+        names = ", ".join(name for number, name in names_of_values.items() if number)
+        raise _option_error(f"options.{option}", f"{value} is not a value of {option}: choose one of {names}.", value)
+
+
+def _check_class_indices(indices: Sequence[int], model: messages.Model, field: str) -> None:
+    class_count = len(model.labels)
+    for index in indices:
+        if not 0 <= index < class_count:
+            raise NotFoundError(
+                f"There is no class {index}: model {model.model.name!r} has classes 0 to {class_count - 1}.",
+                reason="CLASS_NOT_FOUND",
+                field=field,
+                metadata={"class_index": index, "class_count": class_count, "model": model.model.name},
+            )
+
+
+def _check_labels(labels: Sequence[str], model: messages.Model, field: str) -> None:
+    if not labels:
+        return
+    known = frozenset(model.labels)
+    for label in labels:
+        if label not in known:
+            raise NotFoundError(
+                f"Model {model.model.name!r} has no class labelled {shortened(label)!r}: GetModel lists its labels.",
+                reason="CLASS_NOT_FOUND",
+                field=field,
+                metadata={"label": shortened(label), "model": model.model.name},
+            )
+
+
+def _option_error(field: str, message: str, value: object) -> InvalidRequestError:
+    return InvalidRequestError(message, reason="OPTION_INVALID", field=field, metadata={"value": value})
+
+
+def _tensor_error(field: str, message: str, value: object) -> InvalidRequestError:
+    return InvalidRequestError(
+        message, reason="TENSOR_INVALID", field=f"image.tensor.{field}", metadata={"value": value}
+    )

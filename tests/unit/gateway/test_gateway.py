@@ -1,0 +1,731 @@
+import asyncio
+import socket
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from pathlens.errors import PathlensError, ServerStartError
+from pathlens.gateway.metrics import METHODS, SERVICE
+from pathlens.gateway.server import Gateway
+from pathlens.wire.status import OK, error_from_status
+from pathlens.wire.v1 import explanation_service_pb2 as messages
+from pathlens.wire.v1 import explanation_service_pb2_grpc
+
+from .fault_injector import LABELS, SETTINGS, UNDECODABLE, FaultInjector, running_gateway
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def service(channel: grpc.aio.Channel) -> Any:
+    return explanation_service_pb2_grpc.ExplanationServiceStub(channel)
+
+
+def raw(kind: Any, method: str) -> Any:
+    return kind(f"/{SERVICE}/{method}")
+
+
+def image(content: bytes = b"image") -> messages.Image:
+    return messages.Image(encoded=content)
+
+
+def batch_of(*contents: bytes) -> messages.BatchExplainRequest:
+    return messages.BatchExplainRequest(items=[messages.BatchExplainItem(image=image(one)) for one in contents])
+
+
+def stream_item(content: bytes, model: str = "") -> messages.StreamExplainRequest:
+    reference = messages.ModelReference(name=model)
+    return messages.StreamExplainRequest(
+        id=content.decode(errors="replace"), request=messages.ExplainRequest(model=reference, image=image(content))
+    )
+
+
+def label_of(result: messages.ExplainResult) -> str:
+    return result.response.predictions[0].label
+
+
+async def refusal(call: Awaitable[object]) -> PathlensError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    failed_call: Any = caught.value
+    status = rpc_status.from_call(failed_call)
+    assert status is not None
+    return error_from_status(status)
+
+
+async def scraped(gateway: Gateway) -> str:
+    def scrape() -> str:
+        with urllib.request.urlopen(f"http://{gateway.metrics_address}/metrics") as response:
+            return str(response.read().decode())
+
+    return await asyncio.to_thread(scrape)
+
+
+async def health_of(channel: grpc.aio.Channel, name: str) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return int((await stub.Check(health_pb2.HealthCheckRequest(service=name))).status)
+
+
+def test_predict_answers_with_predictions_and_stage_timings() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            response = await service(channel).Predict(messages.PredictRequest(image=image(b"seven")))
+            assert response.predictions[0].label == "seven"
+            assert response.model.name == "digits"
+            assert response.timings.predict.ToMilliseconds() == 2
+            assert response.timings.queue.ToNanoseconds() > 0
+
+    asyncio.run(scenario())
+
+
+def test_explain_answers_with_explanations_and_stage_timings() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            response = await service(channel).Explain(messages.ExplainRequest(image=image()))
+            assert response.explanations[0].sparsity == 0.9
+            assert response.timings.queue.ToNanoseconds() > 0
+
+    asyncio.run(scenario())
+
+
+def test_a_class_pathway_comes_from_the_handler() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            response = await service(channel).GetClassPathway(messages.GetClassPathwayRequest(class_index=3))
+            assert response.class_pathway.class_index == 3
+
+    asyncio.run(scenario())
+
+
+def test_list_models_describes_every_model() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, ("squares", "digits")) as (_, channel):
+            response = await service(channel).ListModels(messages.ListModelsRequest())
+            assert [model.model.name for model in response.models] == ["digits", "squares"]
+
+    asyncio.run(scenario())
+
+
+def test_get_model_describes_the_only_model_without_its_name() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            response = await service(channel).GetModel(messages.GetModelRequest())
+            assert tuple(response.model.labels) == LABELS
+
+    asyncio.run(scenario())
+
+
+def test_the_version_that_was_validated_against_is_the_version_that_is_asked() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            await service(channel).Predict(messages.PredictRequest(image=image()))
+            assert injector.requests[0][:2] == ("digits", "1.0")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("call", "request_message", "reason"),
+    [
+        ("Predict", messages.PredictRequest(), "IMAGE_MISSING"),
+        ("Predict", messages.PredictRequest(image=image(b"")), "IMAGE_EMPTY"),
+        ("Predict", messages.PredictRequest(image=image(bytes(2000))), "IMAGE_TOO_LARGE"),
+        ("Explain", messages.ExplainRequest(), "IMAGE_MISSING"),
+        (
+            "Explain",
+            messages.ExplainRequest(image=image(), options=messages.ExplanationOptions(sparsity=1.0)),
+            "OPTION_INVALID",
+        ),
+        ("GetClassPathway", messages.GetClassPathwayRequest(class_index=10), "CLASS_NOT_FOUND"),
+        ("GetModel", messages.GetModelRequest(model=messages.ModelReference(name="letters")), "MODEL_NOT_FOUND"),
+    ],
+)
+def test_a_bad_request_is_refused_without_asking_torchserve(call: str, request_message: Any, reason: str) -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_image_bytes=1000) as (_, channel):
+            error = await refusal(getattr(service(channel), call)(request_message))
+            assert error.reason == reason
+            assert injector.requests == []
+
+    asyncio.run(scenario())
+
+
+def test_a_refused_field_is_named() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            assert (await refusal(service(channel).Predict(messages.PredictRequest()))).field == "image"
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_of_the_handler_reaches_the_caller() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            error = await refusal(service(channel).Explain(messages.ExplainRequest(image=image(UNDECODABLE))))
+            assert (error.code, error.reason, error.field) == ("INVALID_ARGUMENT", "IMAGE_UNDECODABLE", "image")
+
+    asyncio.run(scenario())
+
+
+def test_a_name_of_any_length_gets_its_reason() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            reference = messages.ModelReference(name="é" * 1_000_000)
+            error = await refusal(service(channel).GetModel(messages.GetModelRequest(model=reference)))
+            assert error.reason == "MODEL_NOT_FOUND"
+
+    asyncio.run(scenario())
+
+
+def test_bytes_that_are_no_message_are_an_invalid_request() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            error = await refusal(raw(channel.unary_unary, "Predict")(b"\xff\xff"))
+            assert (error.code, error.reason) == ("INVALID_ARGUMENT", "REQUEST_MALFORMED")
+
+    asyncio.run(scenario())
+
+
+def test_bytes_that_are_no_message_end_a_stream_as_an_invalid_request() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            call = raw(channel.stream_stream, "StreamExplain")(iter([b"\xff\xff"]))
+            error = await refusal(call.read())
+            assert (error.code, error.reason) == ("INVALID_ARGUMENT", "REQUEST_MALFORMED")
+
+    asyncio.run(scenario())
+
+
+def test_a_message_over_the_limit_is_refused_by_the_transport() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_message_bytes=10_000) as (_, channel):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await service(channel).Predict(messages.PredictRequest(image=image(bytes(20_000))))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert injector.requests == []
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_over_the_limit_is_refused_with_the_remedy() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_message_bytes=10_000) as (_, channel):
+            injector.padding = 20_000
+            error = await refusal(service(channel).Explain(messages.ExplainRequest(image=image())))
+            assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "RESPONSE_TOO_LARGE")
+            assert "fewer outputs" in error.message
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_worker_is_unavailable_for_a_while() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            injector.failure = (grpc.StatusCode.INTERNAL, "Worker died.")
+            error = await refusal(service(channel).Predict(messages.PredictRequest(image=image())))
+            assert (error.code, error.reason, error.retry_after) == ("UNAVAILABLE", "WORKER_RESTARTING", 2.5)
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_is_refused_with_a_time_to_come_back() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=1) as (_, channel):
+            injector.open.clear()
+            request = messages.PredictRequest(image=image())
+            waiting = asyncio.ensure_future(service(channel).Predict(request))
+            await injector.until(in_progress=1)
+            error = await refusal(service(channel).Predict(request))
+            assert (error.code, error.reason, error.retry_after) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", 1.0)
+            injector.open.set()
+            await waiting
+
+    asyncio.run(scenario())
+
+
+def test_an_internal_failure_keeps_its_text_from_the_caller(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            monkeypatch.setattr("pathlens.gateway.validation.check_image", fail)
+            error = await refusal(service(channel).Predict(messages.PredictRequest(image=image())))
+            assert error.code == "INTERNAL"
+            assert "secret" not in error.message
+            assert "a secret" in caplog.text
+
+    asyncio.run(scenario())
+
+
+def test_the_deadline_of_a_caller_is_kept_without_cancelling_upstream() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            injector.open.clear()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await service(channel).Predict(messages.PredictRequest(image=image()), timeout=0.2)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "pathlens_upstream_inflight 1.0" in await scraped(gateway)
+            assert 'pathlens_requests_total{code="DEADLINE_EXCEEDED",method="Predict"} 1.0' in await scraped(gateway)
+            injector.open.set()
+            await injector.until(in_progress=0)
+            assert (injector.cancelled, injector.finished) == (0, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_call_is_counted_and_not_cancelled_upstream() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            injector.open.clear()
+            call = service(channel).Predict(messages.PredictRequest(image=image()))
+            await injector.until(in_progress=1)
+            call.cancel()
+            await asyncio.sleep(0.1)
+            assert 'pathlens_requests_total{code="CANCELLED",method="Predict"} 1.0' in await scraped(gateway)
+            assert "pathlens_upstream_abandoned_total 1.0" in await scraped(gateway)
+            injector.open.set()
+            await injector.until(in_progress=0)
+            assert (injector.cancelled, injector.finished) == (0, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_keeps_its_order() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, batch_chunk=2) as (_, channel):
+            names = [f"image {i}".encode() for i in range(9)]
+            injector.held[b"image 0"] = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.1, injector.held[b"image 0"].set)
+            response = await service(channel).BatchExplain(batch_of(*names))
+            assert [label_of(result).encode() for result in response.results] == names
+
+    asyncio.run(scenario())
+
+
+def test_a_bad_item_has_its_own_status_and_harms_no_other() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            response = await service(channel).BatchExplain(batch_of(b"first", b"", UNDECODABLE, b"last"))
+            codes = [result.status.code == OK.code for result in response.results]
+            reasons = [error_from_status(response.results[i].status).reason for i in (1, 2)]
+            assert codes == [True, False, False, True]
+            assert reasons == ["IMAGE_EMPTY", "IMAGE_UNDECODABLE"]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_is_computed_in_chunks() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, batch_chunk=4) as (_, channel):
+            await service(channel).BatchExplain(batch_of(*[b"image"] * 10))
+            assert sorted(len(request.calls) for _, _, request in injector.requests) == [2, 4, 4]
+
+    asyncio.run(scenario())
+
+
+def test_a_chunk_holds_no_more_than_half_a_message() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_message_bytes=10_000) as (_, channel):
+            await service(channel).BatchExplain(batch_of(*[bytes(2_000)] * 4))
+            assert sorted(len(request.calls) for _, _, request in injector.requests) == [2, 2]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_has_no_more_in_flight_than_its_window() -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, batch_chunk=1, stream_window=3) as (_, channel),
+        ):
+            await service(channel).BatchExplain(batch_of(*[b"image"] * 20))
+            assert injector.peak <= 3
+
+    asyncio.run(scenario())
+
+
+def test_options_of_the_batch_hold_for_items_without_their_own() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            request = batch_of(b"shared", b"own")
+            request.options.source = messages.PATHWAY_SOURCE_NEURON_MCT
+            request.items[1].options.source = messages.PATHWAY_SOURCE_NEURON_INTGRAD
+            await service(channel).BatchExplain(request)
+            sources = [call.explain.options.source for call in injector.requests[0][2].calls]
+            assert sources == [messages.PATHWAY_SOURCE_NEURON_MCT, messages.PATHWAY_SOURCE_NEURON_INTGRAD]
+
+    asyncio.run(scenario())
+
+
+def test_wrong_options_of_the_batch_spare_items_with_their_own() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            request = batch_of(b"shared", b"own")
+            request.options.sparsity = 5.0
+            request.items[1].options.sparsity = 0.5
+            response = await service(channel).BatchExplain(request)
+            assert [result.status.code == OK.code for result in response.results] == [False, True]
+
+    asyncio.run(scenario())
+
+
+def test_an_empty_batch_has_an_empty_answer() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            assert len((await service(channel).BatchExplain(messages.BatchExplainRequest())).results) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_of_too_many_items_is_refused() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_batch_items=3) as (_, channel):
+            error = await refusal(service(channel).BatchExplain(batch_of(*[b"image"] * 4)))
+            assert (error.code, error.reason) == ("INVALID_ARGUMENT", "BATCH_TOO_LARGE")
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_worker_is_the_status_of_every_item() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            injector.failure = (grpc.StatusCode.INTERNAL, "Worker died.")
+            response = await service(channel).BatchExplain(batch_of(b"first", b"", b"last"))
+            reasons = [error_from_status(result.status).reason for result in response.results]
+            assert reasons == ["WORKER_RESTARTING", "IMAGE_EMPTY", "WORKER_RESTARTING"]
+
+    asyncio.run(scenario())
+
+
+def test_results_for_which_a_message_has_no_room_are_refused_one_by_one() -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, max_message_bytes=10_000, batch_chunk=1) as (_, channel),
+        ):
+            injector.padding = 4_000
+            response = await service(channel).BatchExplain(batch_of(b"first", b"second", b"third"))
+            assert [result.status.code == OK.code for result in response.results] == [True, True, False]
+            assert error_from_status(response.results[2].status).reason == "RESPONSE_TOO_LARGE"
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_answers_every_id_once() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            names = [f"image {i}" for i in range(30)]
+            call = service(channel).StreamExplain(stream_item(name.encode()) for name in names)
+            answers = {response.id: label_of(response.result) async for response in call}
+            assert answers == {name: name for name in names}
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_sends_what_is_ready_first() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            injector.held[b"slow"] = asyncio.Event()
+            received = []
+            async for response in service(channel).StreamExplain(iter([stream_item(b"slow"), stream_item(b"quick")])):
+                received.append(response.id)
+                injector.held[b"slow"].set()
+            assert received == ["quick", "slow"]
+
+    asyncio.run(scenario())
+
+
+def test_a_bad_item_of_a_stream_is_one_bad_item() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            items = [stream_item(b"good"), stream_item(b""), stream_item(b"lost", model="letters")]
+            results = {response.id: response.result async for response in service(channel).StreamExplain(iter(items))}
+            assert results["good"].status.code == OK.code
+            assert error_from_status(results[""].status).reason == "IMAGE_EMPTY"
+            assert error_from_status(results["lost"].status).reason == "MODEL_NOT_FOUND"
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_may_ask_several_models() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, ("digits", "squares")) as (_, channel):
+            items = [stream_item(b"a", model="digits"), stream_item(b"b", model="squares")]
+            responses = [response async for response in service(channel).StreamExplain(iter(items))]
+            assert {response.id: response.result.response.model.name for response in responses} == {
+                "a": "digits",
+                "b": "squares",
+            }
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_has_no_more_in_flight_than_its_window() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, stream_window=3) as (_, channel):
+            injector.open.clear()
+            call = service(channel).StreamExplain(stream_item(b"image") for _ in range(10))
+            await injector.until(in_progress=3)
+            await asyncio.sleep(0.1)
+            assert injector.peak == 3
+            injector.open.set()
+            assert len([response async for response in call]) == 10
+            assert injector.peak == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_result_of_a_stream_over_the_limit_is_one_bad_item() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_message_bytes=10_000) as (_, channel):
+            injector.padding = 20_000
+            (response,) = [one async for one in service(channel).StreamExplain(iter([stream_item(b"image")]))]
+            assert error_from_status(response.result.status).reason == "RESPONSE_TOO_LARGE"
+
+    asyncio.run(scenario())
+
+
+def test_a_result_of_a_stream_that_only_fits_without_its_id_is_one_bad_item() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_message_bytes=10_000) as (_, channel):
+            injector.padding = 9_500
+            items = [stream_item(b"x" * 1_000), stream_item(b"image")]
+            results = {response.id: response.result async for response in service(channel).StreamExplain(iter(items))}
+            assert error_from_status(results["x" * 1_000].status).reason == "RESPONSE_TOO_LARGE"
+            assert results["image"].status.code == OK.code
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_stream_leaves_no_task_and_cancels_nothing_upstream() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, stream_window=3) as (gateway, channel):
+            injector.open.clear()
+            call = service(channel).StreamExplain(stream_item(b"image") for _ in range(10))
+            await injector.until(in_progress=3)
+            call.cancel()
+            await asyncio.sleep(0.2)
+            names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+            assert not {"_run", "_next"} & names
+            assert 'pathlens_requests_total{code="CANCELLED",method="StreamExplain"} 1.0' in await scraped(gateway)
+            injector.open.set()
+            await injector.until(in_progress=0)
+            assert (injector.cancelled, injector.finished) == (0, 3)
+
+    asyncio.run(scenario())
+
+
+def test_every_finished_call_is_counted_with_its_code() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            await service(channel).Predict(messages.PredictRequest(image=image()))
+            await refusal(service(channel).Predict(messages.PredictRequest()))
+            exposition = await scraped(gateway)
+            assert 'pathlens_requests_total{code="OK",method="Predict"} 1.0' in exposition
+            assert 'pathlens_requests_total{code="INVALID_ARGUMENT",method="Predict"} 1.0' in exposition
+            assert 'pathlens_request_duration_seconds_count{method="Predict"} 2.0' in exposition
+            assert 'pathlens_inflight{method="Predict"} 0.0' in exposition
+            assert 'pathlens_stage_duration_seconds_count{model="digits",stage="queue"} 1.0' in exposition
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", ["", SERVICE])
+def test_health_is_serving_once_the_models_have_answered(name: str) -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            assert await health_of(channel, name) == SERVING
+
+    asyncio.run(scenario())
+
+
+def test_health_is_not_serving_until_the_models_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr("pathlens.gateway.server._RETRY_SECONDS", 0.05)
+        async with FaultInjector() as injector:
+            injector.failure = (grpc.StatusCode.INTERNAL, "Worker died.")
+            async with running_gateway(injector) as (_, channel):
+                assert await health_of(channel, SERVICE) == NOT_SERVING
+                error = await refusal(service(channel).Predict(messages.PredictRequest(image=image())))
+                assert error.reason == "MODEL_LOADING"
+                injector.failure = None
+                async with asyncio.timeout(5):
+                    while await health_of(channel, SERVICE) != SERVING:
+                        await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
+def test_a_watcher_of_health_sees_the_drain_and_does_not_hold_it_up() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert (await watch.read()).status == SERVING
+            started = time.monotonic()
+            stopping = asyncio.create_task(gateway.stop(20.0))
+            assert (await watch.read()).status == NOT_SERVING
+            await stopping
+            assert time.monotonic() - started < 5.0
+
+    asyncio.run(scenario())
+
+
+def test_reflection_lists_our_service_and_health() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            response = await call.read()
+            names = {one.name for one in response.list_services_response.service}
+            assert {SERVICE, "grpc.health.v1.Health"} <= names
+            assert await call.read() is grpc.aio.EOF
+
+    asyncio.run(scenario())
+
+
+def test_reflection_describes_our_service() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
+            response = await stub.ServerReflectionInfo(iter([request])).read()
+            files = response.file_descriptor_response.file_descriptor_proto
+            assert all(method.encode() in files[0] for method in METHODS)
+
+    asyncio.run(scenario())
+
+
+def test_stopping_lets_an_accepted_call_finish() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            injector.open.clear()
+            call = asyncio.ensure_future(service(channel).Predict(messages.PredictRequest(image=image(b"kept"))))
+            await injector.until(in_progress=1)
+            stopping = asyncio.create_task(gateway.stop(10.0))
+            await asyncio.sleep(1.0)
+            assert not stopping.done()
+            injector.open.set()
+            assert (await call).predictions[0].label == "kept"
+            await stopping
+
+    asyncio.run(scenario())
+
+
+def test_stopping_is_bounded_when_torchserve_never_answers() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            injector.open.clear()
+            call = asyncio.ensure_future(service(channel).Predict(messages.PredictRequest(image=image())))
+            await injector.until(in_progress=1)
+            started = time.monotonic()
+            await gateway.stop(0.5)
+            assert time.monotonic() - started < 3.0
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+
+    asyncio.run(scenario())
+
+
+def test_stopping_waits_for_abandoned_calls() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            injector.open.clear()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await service(channel).Predict(messages.PredictRequest(image=image()), timeout=0.2)
+            asyncio.get_running_loop().call_later(1.0, injector.open.set)
+            await gateway.stop(10.0)
+            assert (injector.cancelled, injector.finished) == (0, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_stopped_gateway_gives_its_ports_back() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, _):
+            addresses = [gateway.address, gateway.metrics_address]
+            await gateway.stop(1.0)
+            for address in addresses:
+                host, _, port = address.rpartition(":")
+                with socket.socket() as listener:
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    listener.bind((host, int(port)))
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_that_does_not_run_has_no_address() -> None:
+    with pytest.raises(RuntimeError, match="start"):
+        _ = Gateway(SETTINGS, "127.0.0.1:1", ["digits"]).address
+
+
+def test_a_gateway_stops_twice_without_harm() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, _):
+            await gateway.stop(1.0)
+            await gateway.stop(1.0)
+
+    asyncio.run(scenario())
+
+
+def test_a_taken_port_is_an_error_that_names_it() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, _):
+            port = int(gateway.address.rpartition(":")[2])
+            with pytest.raises(ServerStartError, match=f"{port}: choose another port") as caught:
+                async with running_gateway(injector, port=port):
+                    pass
+            assert caught.value.reason == "PORT_UNAVAILABLE"
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_torchserve_does_not_serve_is_an_error_at_the_start() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector:
+            injector.failure = (grpc.StatusCode.INTERNAL, "Model not found: digits")
+            with pytest.raises(ServerStartError) as caught:
+                async with running_gateway(injector):
+                    pass
+            assert caught.value.reason == "MODEL_NOT_FOUND"
+
+    asyncio.run(scenario())
+
+
+def test_health_checks_are_not_counted() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            await health_of(channel, "")
+            assert 'method="Check"' not in await scraped(gateway)
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_sender_of_a_stream_still_gets_its_answers() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            answered = asyncio.Event()
+
+            async def items() -> AsyncIterator[messages.StreamExplainRequest]:
+                yield stream_item(b"first")
+                await answered.wait()
+                yield stream_item(b"second")
+
+            received = []
+            async for response in service(channel).StreamExplain(items()):
+                received.append(response.id)
+                answered.set()
+            assert received == ["first", "second"]
+
+    asyncio.run(scenario())
