@@ -21,7 +21,7 @@ from pathlens.wire.internal.v1 import worker_pb2
 from pathlens.wire.models import class_pathway_response, model_to_message
 from pathlens.wire.requests import request_from_explain, request_from_predict
 from pathlens.wire.responses import duration, explain_response, predict_response
-from pathlens.wire.status import OK, status_from_error
+from pathlens.wire.status import OK, response_too_large, status_from_error
 from pathlens.wire.v1 import explanation_service_pb2 as pb
 
 Answer = ExplanationResult | PathlensError
@@ -32,6 +32,9 @@ Encoder = Callable[[Sequence[Answer]], Reply]
 
 # A protobuf has no registered media type; TorchServe's gRPC side ignores it.
 _BINARY, _JSON = "application/octet-stream", "application/json"
+
+_RESERVED_BYTES = 64 * 1024
+"""Room in every answer for what surrounds the replies, and for the refusals of those that do not fit."""
 
 
 # TorchServe wants exactly one class in this module.
@@ -101,7 +104,14 @@ def _decode_worker_request(
     encoders = [_decode_call(call, explainer, requests, expired) for call in message.calls]
 
     def encode(answers: Sequence[Answer]) -> Reply:
-        response = worker_pb2.WorkerResponse(replies=[encode_call(answers) for encode_call in encoders])
+        encoding_started = time.perf_counter()
+        replies = [encode_call(answers) for encode_call in encoders]
+        encoding = time.perf_counter() - encoding_started
+        for reply in replies:
+            if reply.HasField("explain"):
+                timings = reply.explain.timings
+                timings.encode.FromNanoseconds(timings.encode.ToNanoseconds() + round(encoding * 1e9))
+        response = worker_pb2.WorkerResponse(replies=_fitted(replies, message.max_response_bytes))
         response.handler_time.CopyFrom(duration(time.perf_counter() - started))
         return response.SerializeToString(), _BINARY, 200
 
@@ -140,10 +150,21 @@ def _decode_call(
 def _encode_answer(answer: Answer, explaining: bool) -> worker_pb2.WorkerReply:
     if isinstance(answer, PathlensError):
         return worker_pb2.WorkerReply(status=status_from_error(answer))
-    started = time.perf_counter()
-    if not explaining:
-        return worker_pb2.WorkerReply(status=OK, predict=predict_response(answer))
-    response = explain_response(answer)
-    encoding = answer.stage_seconds.get("encode", 0.0) + time.perf_counter() - started
-    response.timings.encode.CopyFrom(duration(encoding))
-    return worker_pb2.WorkerReply(status=OK, explain=response)
+    if explaining:
+        return worker_pb2.WorkerReply(status=OK, explain=explain_response(answer))
+    return worker_pb2.WorkerReply(status=OK, predict=predict_response(answer))
+
+
+def _fitted(replies: Sequence[worker_pb2.WorkerReply], max_bytes: int) -> list[worker_pb2.WorkerReply]:
+    """Refuse, one by one, the replies for which there is no room any more."""
+    room = max_bytes - _RESERVED_BYTES
+    kept = []
+    for reply in replies:
+        size = reply.ByteSize()
+        if max_bytes and size > room:
+            remedy = "ask for fewer outputs, targets or images at once"
+            kept.append(worker_pb2.WorkerReply(status=status_from_error(response_too_large(size, max_bytes, remedy))))
+        else:
+            kept.append(reply)
+            room -= size
+    return kept

@@ -38,4 +38,5 @@ def _one_channel(values: NDArray[np.float32], reduction: Reduction) -> NDArray[n
     if reduction is not Reduction.NONE:
         return values
     strongest = np.abs(values).argmax(0, keepdims=True)
-    return np.take_along_axis(values, strongest, 0)[0]
+    single: NDArray[np.float32] = np.take_along_axis(values, strongest, 0)[0]
+    return single

@@ -70,8 +70,8 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
         cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CaptureError(
             f"torch.export cannot capture {type(model).__name__}: {cause.strip()} Remedies: replace Python control "
-            "flow on tensor values by torch.where, take sizes from the input and not from constants, and keep the batch "
-            "dimension free."
+            "flow on tensor values by torch.where, take sizes from the input and not from constants, and keep the "
+            "batch dimension free."
         ) from error
 
 

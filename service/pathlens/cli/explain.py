@@ -165,7 +165,8 @@ def explanation_table(first: str = "image", title: str | None = None) -> Table:
         caption="p: probability in the classifier, q: in the pathway alone. IoU: with the stored class pathway. "
         "On the right: milliseconds per stage.",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
+        show_edge=False,
     )
     for heading in (first, "target", "p", "sparse", "IoU", "q", *STAGES):
         table.add_column(heading, justify="left" if heading in (first, "target") else "right", no_wrap=True)

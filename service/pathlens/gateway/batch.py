@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from pathlens.errors import ResourceExhaustedError
-from pathlens.wire.status import status_from_error
+from pathlens.wire.status import response_too_large, status_from_error
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 # A repeated message field adds a tag of one byte and a length of at most five.
@@ -59,24 +58,6 @@ def fitted(results: Sequence[messages.ExplainResult], max_bytes: int) -> message
         used += kept.ByteSize() + _FIELD_OVERHEAD
         response.results.append(kept)
     return response
-
-
-def response_too_large(size: int, max_bytes: int, remedy: str) -> ResourceExhaustedError:
-    """Refuse to send an answer that does not fit into a message.
-
-    Args:
-        size: Bytes of the answer.
-        max_bytes: Largest message.
-        remedy: What the caller can do, in the imperative.
-
-    Returns:
-        The error for the caller.
-    """
-    return ResourceExhaustedError(
-        f"The answer has {size} bytes and a message holds {max_bytes}: {remedy}.",
-        reason="RESPONSE_TOO_LARGE",
-        metadata={"bytes": size, "limit": max_bytes},
-    )
 
 
 def _refusal(size: int, max_bytes: int) -> messages.ExplainResult:

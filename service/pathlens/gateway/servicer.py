@@ -17,7 +17,7 @@ from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.stream import answered
 from pathlens.gateway.upstream import Upstream
 from pathlens.wire.internal.v1 import worker_pb2
-from pathlens.wire.status import OK, error_from_status, status_from_error
+from pathlens.wire.status import OK, error_from_status, response_too_large, status_from_error
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
@@ -140,7 +140,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         size, limit = response.ByteSize(), self._settings.max_message_bytes
         if size <= limit:
             return response
-        refusal = status_from_error(batch.response_too_large(size, limit, "ask for fewer outputs or targets"))
+        refusal = status_from_error(response_too_large(size, limit, "ask for fewer outputs or targets"))
         return _stream_response(item.id, messages.ExplainResult(status=refusal))
 
     async def _explain_chunk(

@@ -139,7 +139,7 @@ class Upstream:
         # The gateway itself stops listening after its own time limit, so there is always a moment when nobody waits.
         own = self._settings.upstream_timeout_seconds
         patience = own if remaining is None else min(remaining, own)
-        request = worker_pb2.WorkerRequest(calls=calls)
+        request = worker_pb2.WorkerRequest(calls=calls, max_response_bytes=self._settings.max_message_bytes)
         request.deadline.FromNanoseconds(round((time.time() + patience) * 1e9))
         return request
 

@@ -76,3 +76,21 @@ def error_from_status(status: status_pb2.Status) -> PathlensError:
         metadata["code"] = code_pb2.Code.Name(status.code) if known else str(status.code)
         error_class = InternalError
     return error_class(status.message, reason=reason, field=field, metadata=metadata, retry_after=retry_after)
+
+
+def response_too_large(size: int, max_bytes: int, remedy: str) -> ResourceExhaustedError:
+    """Refuse to send an answer that does not fit into a message.
+
+    Args:
+        size: Bytes of the answer.
+        max_bytes: Largest message.
+        remedy: What the caller can do, in the imperative.
+
+    Returns:
+        The error for the caller.
+    """
+    return ResourceExhaustedError(
+        f"The answer has {size} bytes and a message holds {max_bytes}: {remedy}.",
+        reason="RESPONSE_TOO_LARGE",
+        metadata={"bytes": size, "limit": max_bytes},
+    )

@@ -74,6 +74,10 @@ async def health_of(channel: grpc.aio.Channel, name: str) -> int:
     return int((await stub.Check(health_pb2.HealthCheckRequest(service=name))).status)
 
 
+def reflection_of(channel: Any) -> Any:
+    return reflection_pb2_grpc.ServerReflectionStub(channel)
+
+
 def test_predict_answers_with_predictions_and_stage_timings() -> None:
     async def scenario() -> None:
         async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
@@ -585,7 +589,7 @@ def test_a_watcher_of_health_sees_the_drain_and_does_not_hold_it_up() -> None:
 def test_reflection_lists_our_service_and_health() -> None:
     async def scenario() -> None:
         async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
-            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            stub = reflection_of(channel)
             call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
             response = await call.read()
             names = {one.name for one in response.list_services_response.service}
@@ -598,7 +602,7 @@ def test_reflection_lists_our_service_and_health() -> None:
 def test_reflection_describes_our_service() -> None:
     async def scenario() -> None:
         async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
-            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            stub = reflection_of(channel)
             request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
             response = await stub.ServerReflectionInfo(iter([request])).read()
             files = response.file_descriptor_response.file_descriptor_proto

@@ -74,6 +74,9 @@ class WorkerRequest(_message.Message):
 
     CALLS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    max_response_bytes: _builtins.int
+    """Bytes that the answer may have; a larger one would kill TorchServe's worker. Zero: no limit."""
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerCall]:
         """Answered together where they can be."""
@@ -87,10 +90,11 @@ class WorkerRequest(_message.Message):
         *,
         calls: _abc.Iterable[Global___WorkerCall] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        max_response_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "deadline", b"deadline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "deadline", b"deadline", "max_response_bytes", b"max_response_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
