@@ -60,9 +60,9 @@ def run_pathway(
     leaf = images.detach().requires_grad_()
     trace = classifier.trace(leaf, pathway)
     inputs = (leaf, *trace.activations) if with_contributions else (leaf,)
-    gradient, *tap_gradients = torch.autograd.grad(
-        target_logits(trace.logits, target).sum(), inputs, allow_unused=True, materialize_grads=True
-    )
+    with torch.enable_grad():
+        total = target_logits(trace.logits, target).sum()
+    gradient, *tap_gradients = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
     contributions = None
     if with_contributions:
         contributions = first_order(classifier.taps, trace.activations, tap_gradients, pathway.granularity)

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.program import Program, encode_graph
-from pathlens.classifier.taps import find_taps
+from pathlens.classifier.taps import Tap, find_taps
 from pathlens.errors import CaptureError
 
 TOLERANCE = 1e-5
@@ -35,15 +35,12 @@ def capture(
     example = _check_example(example_input)
     original = copy.deepcopy(model).eval().requires_grad_(False) if isinstance(model, nn.Module) else model.module()
     exported = _export(original, example) if isinstance(model, nn.Module) else model
+    _check_input(exported, example)
     with torch.no_grad():
-        expected = _check_logits(original(example))
+        expected = _check_logits(original(example), len(example))
     functional = _functional_module(exported)
-    _check_batch(functional, example)
-    all_taps = find_taps(functional.graph)
-    kept = all_taps if taps == "activations" else tuple(tap for tap in all_taps if tap.name in taps)
-    if not kept:
-        names = ", ".join(tap.name for tap in all_taps) or "none at all"
-        raise CaptureError(f"No activation function to tap: asked for {taps!r}, the classifier has {names}.")
+    kept = _choose(find_taps(functional.graph), taps)
+    _check_batch_comes_first(functional.graph, kept)
     calls, output, weight_names = encode_graph(functional.graph)
     weights = {name: _attribute(functional, name).detach() for name in weight_names}
     channels, height, width = example.shape[1:]
@@ -85,10 +82,56 @@ def _functional_module(exported: ExportedProgram) -> fx.GraphModule:
     return module
 
 
-def _check_logits(logits: object) -> Tensor:
+def _check_input(exported: ExportedProgram, example: Tensor) -> None:
+    inputs = [node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs]
+    if len(inputs) != 1:
+        raise CaptureError(f"The classifier takes {len(inputs)} inputs; expected one batch of images.")
+    batch, *sizes = inputs[0].meta["val"].shape
+    if isinstance(batch, int):
+        raise CaptureError(
+            f"The program accepts a batch of {batch} only. Export it again with dynamic_shapes="
+            '({0: torch.export.Dim("batch")},).'
+        )
+    if sizes != list(example.shape[1:]):
+        raise CaptureError(
+            f"The classifier accepts images of shape {sizes}, the example has {list(example.shape[1:])}; give an "
+            "example of the right channels and size."
+        )
+
+
+def _choose(found: tuple[Tap, ...], taps: str | Sequence[str]) -> tuple[Tap, ...]:
+    wanted = {taps} if isinstance(taps, str) else set(taps)
+    names = [tap.name for tap in found]
+    if taps == "activations":
+        wanted = set(names)
+    if not wanted or not wanted <= set(names):
+        there = ", ".join(names) or "none at all"
+        raise CaptureError(f"No activation function to tap: asked for {taps!r}, the classifier has {there}.")
+    return tuple(tap for tap in found if tap.name in wanted)
+
+
+def _check_batch_comes_first(graph: fx.Graph, taps: tuple[Tap, ...]) -> None:
+    nodes = {node.name: node for node in graph.nodes}
+    # Sizes are compared as they are written: comparing symbols would compare their values in the example.
+    batch = next(str(node.meta["val"].shape[0]) for node in graph.nodes if node.op == "placeholder")
+    for tap in taps:
+        shape = nodes[tap.node].meta["val"].shape
+        if [str(size) for size in shape[:1]] != [batch] or not all(isinstance(size, int) for size in shape[1:]):
+            raise CaptureError(
+                f"The activation {tap.name} gives [{', '.join(map(str, shape))}]; expected the batch, {batch}, as the "
+                "first dimension and no other. Keep the batch first, such as by batch_first=True, or choose other taps."
+            )
+
+
+def _check_logits(logits: object, batch: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise CaptureError(f"The classifier returns {shape}; expected one tensor of logits [batch, classes].")
+    if len(logits) != batch:
+        raise CaptureError(
+            f"A batch of {batch} images gives {len(logits)} rows of logits; the classifier must keep the batch "
+            "dimension."
+        )
     if logits.shape[1] < 2:
         raise CaptureError(f"The classifier returns {logits.shape[1]} logit per image; expected at least 2 classes.")
     if not bool(logits.isfinite().all()):
@@ -96,22 +139,6 @@ def _check_logits(logits: object) -> Tensor:
             "The classifier's output is not finite on the example input; check its weights and the preprocessing."
         )
     return logits
-
-
-def _check_batch(module: nn.Module, example: Tensor) -> None:
-    single = example[:1]
-    try:
-        with torch.no_grad():
-            size = len(module(single))
-    except (RuntimeError, AssertionError) as error:
-        raise CaptureError(
-            f"The program accepts a batch of {len(example)} only. Export it again with dynamic_shapes="
-            '({0: torch.export.Dim("batch")},).'
-        ) from error
-    if size != 1:
-        raise CaptureError(
-            f"A batch of 1 image gives {size} rows of logits; the classifier must keep the batch dimension."
-        )
 
 
 def _check_equal(captured: CapturedClassifier, original: nn.Module, batch: Tensor) -> None:

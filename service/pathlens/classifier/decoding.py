@@ -18,18 +18,22 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow opens a JPEG of several pictures (MPO) through "JPEG"; it has no opener of the name "MPO".
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 
-# Where a format's files carry which bytes: what Pillow refuses is named by them.
-_SIGNATURES = {
-    "JPEG": (0, b"\xff\xd8\xff"),
-    "PNG": (0, b"\x89PNG\r\n\x1a\n"),
-    "WebP": (8, b"WEBP"),
-}
-_OTHER_SIGNATURES = {
+# Markers of which an honest JPEG has a few, with its thumbnails; each costs a pass over the picture (scans) or a copy of
+# all EXIF data before it, so that a small file with very many would keep a worker busy for hours.
+_COSTLY_MARKERS = (b"\xff\xda", b"Exif\x00\x00")
+_MAX_COSTLY_MARKERS = 100
+
+# What Pillow refuses is named by the bytes that its files carry at an offset.
+_Signatures = dict[str, tuple[int, bytes | tuple[bytes, ...]]]
+_SIGNATURES: _Signatures = {"JPEG": (0, b"\xff\xd8\xff"), "PNG": (0, b"\x89PNG\r\n\x1a\n"), "WebP": (8, b"WEBP")}
+_OTHER_SIGNATURES: _Signatures = {
     "GIF": (0, b"GIF8"),
     "BMP": (0, b"BM"),
     "TIFF": (0, (b"II*\x00", b"MM\x00*")),
     "AVIF": (4, b"ftypavi"),
     "HEIC": (4, (b"ftyphe", b"ftypmif1")),
+    "JPEG 2000": (4, b"jP  "),
+    "JPEG XL": (4, b"JXL "),
     "PDF": (0, b"%PDF-"),
 }
 
@@ -64,10 +68,18 @@ def decode_image(data: bytes, limits: DecodingLimits = _DEFAULT_LIMITS) -> NDArr
 
     Raises:
         InvalidRequestError: IMAGE_EMPTY without bytes; IMAGE_TOO_LARGE above the limit, before any pixel is decoded;
-            IMAGE_UNDECODABLE for another format and for a truncated or damaged file.
+            IMAGE_TOO_COMPLEX for a JPEG made to take long; IMAGE_UNDECODABLE for another format and for a truncated or
+            damaged file.
     """
     if not data:
         raise InvalidRequestError("The image is empty: it has no bytes.", reason="IMAGE_EMPTY", field="image")
+    if data.startswith(b"\xff\xd8") and any(data.count(marker) > _MAX_COSTLY_MARKERS for marker in _COSTLY_MARKERS):
+        raise InvalidRequestError(
+            f"The JPEG has more than {_MAX_COSTLY_MARKERS} scans or EXIF segments; save it again as a plain JPEG.",
+            reason="IMAGE_TOO_COMPLEX",
+            field="image",
+            metadata={"limit": _MAX_COSTLY_MARKERS},
+        )
     try:
         with Image.open(BytesIO(data), formats=_PILLOW_FORMATS) as image:
             _check_size(image.size, limits)
@@ -158,5 +170,5 @@ def _undecodable(data: bytes, error: Exception) -> InvalidRequestError:
     return InvalidRequestError(message, reason="IMAGE_UNDECODABLE", field="image", metadata=metadata)
 
 
-def _format_name(data: bytes, signatures: dict[str, tuple[int, bytes | tuple[bytes, ...]]]) -> str:
+def _format_name(data: bytes, signatures: _Signatures) -> str:
     return next((name for name, (offset, magic) in signatures.items() if data.startswith(magic, offset)), "")

@@ -162,6 +162,8 @@ def build_graph(program: Program, weights: Mapping[str, Tensor]) -> fx.GraphModu
                 node = graph.call_function(_edit, (edit, taps[call.name], node))
             values[call.name] = node
         graph.output(values[program.output])
+        if not taps.keys() <= values.keys():
+            raise ValueError(f"no calls for the taps {sorted(taps.keys() - values.keys())}")
     except (KeyError, AttributeError, ValueError, TypeError) as error:
         raise CaptureError(f"The stored program is damaged: {error!r}.") from error
     return fx.GraphModule(root, graph)
@@ -193,6 +195,11 @@ def _encode(value: Any, names: Mapping[fx.Node, Any], node: fx.Node) -> Any:
 
 def _function_name(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
+        if node.target._schema.is_mutable:
+            raise CaptureError(
+                f"The classifier changes its own state in the call {node.format_node()}. Export it in evaluation mode, "
+                "and let its forward update no buffer."
+            )
         return str(node.target)
     name = getattr(node.target, "__name__", "")
     if _SCALAR_FUNCTIONS.get(name) is node.target:
@@ -210,7 +217,10 @@ def _resolve(name: str) -> Callable[..., Any]:
     if namespace != "aten" or rest.count(".") != 1:
         raise ValueError(f"{name!r} is not an ATen operator")
     packet, overload = rest.split(".")
-    function: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    function = getattr(getattr(torch.ops.aten, packet), overload)
+    # from_file reads and writes files; an operator that changes its arguments would change the weights.
+    if not isinstance(function, torch._ops.OpOverload) or function._schema.is_mutable or packet == "from_file":
+        raise ValueError(f"{name!r} is not a function of tensors")
     return function
 
 

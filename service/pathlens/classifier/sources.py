@@ -1,12 +1,15 @@
 """Where classifiers come from: a Python factory with weights, or an exported program."""
 
 import importlib
+import io
 import json
 import pickle
+import re
 import sys
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -14,6 +17,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pathlens.errors import CaptureError
+
+_ARCHIVE_ENTRY = re.compile(
+    r"[^/]+/(models/model\.json|data/(weights/(model_weights_config\.json|weight_\d+)"
+    r"|constants/(model_constants_config\.json|tensor_\d+)|sample_inputs/model\.pt)"
+    r"|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id))"
+)
+"""What `torch.export.save` writes for a model of tensors: no compiled code and no pickled weights."""
+_EXPRESSION = re.compile(r"('[a-z]+\d+'|[A-Z]\w*|[a-z]+=(True|False)|\d+|[\s(),=+*/<>&|~-])*")
+"""Sizes are expressions that torch hands to an evaluator; these can name nothing but the classes of sympy."""
 
 
 def load_classifier(source: str, weights: Path | None = None) -> nn.Module | ExportedProgram:
@@ -69,33 +81,72 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(state)
     except pickle.UnpicklingError as error:
         raise CaptureError(
-            f"{path} holds more than tensors, and loading it could run code. Save model.state_dict() alone, best as "
+            f"{path} is not a file of tensors alone, and loading it could run code. Save model.state_dict(), best as "
             "safetensors."
         ) from error
-    except (OSError, safetensors.SafetensorError, RuntimeError, AttributeError, TypeError) as error:
+    except (OSError, EOFError, safetensors.SafetensorError, RuntimeError, AttributeError, TypeError) as error:
         raise CaptureError(f"The weights {path} do not fit {type(model).__name__}: {error}") from error
 
 
 def _load_exported(path: Path) -> ExportedProgram:
     try:
-        with zipfile.ZipFile(path) as archive:
-            pickled = [name for name in archive.namelist() if _asks_for_pickle(archive, name)]
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        content = _without_code(path)
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, AttributeError) as error:
         raise CaptureError(f"{path} is not a .pt2 archive: {error}.") from error
-    if pickled:
-        raise CaptureError(f"{path} holds pickled objects ({', '.join(pickled)}), and loading it could run code.")
     try:
         with warnings.catch_warnings():
             # torch's own code uses a deprecated form of its own tree library here.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            return torch.export.load(path)
+            return torch.export.load(content)
     except Exception as error:
         raise CaptureError(f"{path} cannot be loaded by torch {torch.__version__}: {error}") from error
 
 
-def _asks_for_pickle(archive: zipfile.ZipFile, name: str) -> bool:
-    """Tell whether a payload table of the archive has an entry that torch would unpickle."""
-    if not name.endswith(("_weights_config.json", "_constants_config.json")):
-        return False
-    entries = json.loads(archive.read(name)).get("config", {})
-    return any(entry.get("use_pickle") or entry.get("tensor_meta") is None for entry in entries.values())
+def _without_code(path: Path) -> io.BytesIO:
+    """Copy an archive entry by entry, so that what torch reads is what was checked here.
+
+    torch itself unpickles whatever an archive marks as pickled, and sample inputs that do not load as plain tensors.
+    """
+    content = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(content, "w") as copy:
+        names = archive.namelist()
+        foreign = [name for name in names if not _ARCHIVE_ENTRY.fullmatch(name) or names.count(name) > 1]
+        if foreign:
+            raise CaptureError(
+                f"{path} holds {', '.join(foreign)}, which may be pickled objects or compiled code. Save the program "
+                "with torch.export.save."
+            )
+        for name in names:
+            data = archive.read(name)
+            if _could_run_code(name, data):
+                raise CaptureError(f"{path} holds pickled objects ({name}), and loading it could run code.")
+            copy.writestr(name, data)
+    content.seek(0)
+    return content
+
+
+def _could_run_code(name: str, data: bytes) -> bool:
+    """Tell whether torch would unpickle or evaluate more of an entry than tensors and sizes."""
+    if name.endswith("_config.json"):
+        kind = "weight_" if name.endswith("_weights_config.json") else "tensor_"
+        return any(
+            entry.get("use_pickle") or entry.get("tensor_meta") is None or not entry["path_name"].startswith(kind)
+            for entry in json.loads(data)["config"].values()
+        )
+    if name.endswith("/sample_inputs/model.pt"):
+        try:
+            torch.load(io.BytesIO(data), weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError):
+            return True
+    if name.endswith("/models/model.json"):
+        return not all(_EXPRESSION.fullmatch(expression) for expression in _expressions(json.loads(data)))
+    return False
+
+
+def _expressions(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [expression for item in value for expression in _expressions(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [str(content) for key, content in value.items() if key == "expr_str"]
+    return own + [expression for content in value.values() for expression in _expressions(content)]

@@ -16,6 +16,7 @@ ACTIVATIONS = frozenset(
 """Names of the ATen operators that count as activation functions."""
 
 _GATES = frozenset({"sigmoid", "hardsigmoid"})
+_SHAPE_ONLY = frozenset({"unsqueeze", "squeeze", "view", "reshape", "expand", "expand_as", "permute", "slice"})
 _CHANNELS_LAST = frozenset({"linear", "matmul", "addmm", "bmm", "mm", "layer_norm"})
 _CHANNELS_FIRST = frozenset({"conv1d", "conv2d", "conv3d", "convolution", "_native_batch_norm_legit_no_training"})
 
@@ -48,8 +49,8 @@ class Tap:
 def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
     """Find every call of an activation function in a functional ATen graph.
 
-    A sigmoid whose result only multiplies other tensors is a gate (squeeze-and-excitation, a hand-written SiLU) and not
-    a tap: it scales neurons and is none.
+    A sigmoid whose result, in whatever shape, only multiplies other tensors is a gate (squeeze-and-excitation, a
+    hand-written SiLU) and not a tap: it scales neurons and is none.
     """
     calls: Counter[str] = Counter()
     taps = []
@@ -59,7 +60,8 @@ def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:
             continue
         prefix = ".".join(filter(None, (owning_module(node), activation)))
         calls[prefix] += 1
-        shape = tuple(int(size) for size in node.meta["val"].shape[1:])
+        # A symbolic size must not be read as a number: that would fix it for the whole program. `capture` refuses it.
+        shape = tuple(size if isinstance(size, int) else -1 for size in node.meta["val"].shape[1:])
         taps.append(
             Tap(f"{prefix}#{calls[prefix]}", activation, shape, _channel_dimension(node, len(shape)), node.name)
         )
@@ -86,16 +88,37 @@ def _activation_name(node: fx.Node) -> str:
 
 
 def _only_multiplies(node: fx.Node) -> bool:
-    return bool(node.users) and all(operator_name(user) == "mul" for user in node.users)
+    return bool(node.users) and all(
+        operator_name(user) == "mul" or (operator_name(user) in _SHAPE_ONLY and _only_multiplies(user))
+        for user in node.users
+    )
 
 
 def _channel_dimension(node: fx.Node, dimensions: int) -> int:
-    producer = node
-    while producer.all_input_nodes:
-        producer = producer.all_input_nodes[0]
+    """Return where the channels are in the output of `node`, not counting the batch dimension.
+
+    The nearest convolution, linear layer or layer norm before it tells; permutations in between are followed.
+    """
+    producer, moves = node, list[list[int]]()
+    while inputs := [value for value in producer.all_input_nodes if value.op != "get_attr"]:
+        producer = inputs[0]
         name = operator_name(producer)
-        if name in _CHANNELS_LAST:
-            return dimensions - 1
-        if name in _CHANNELS_FIRST:
+        if name in _CHANNELS_LAST or name in _CHANNELS_FIRST:
             break
-    return 0
+        if name in ("permute", "transpose"):
+            moves.append(_order_of_dimensions(producer))
+    channel = producer.meta["val"].ndim - 1 if operator_name(producer) in _CHANNELS_LAST else 1
+    for order in reversed(moves):
+        channel = order.index(channel) if channel in order else channel
+    return max(min(channel, dimensions), 1) - 1
+
+
+def _order_of_dimensions(node: fx.Node) -> list[int]:
+    """Return which dimension of its input each dimension of a permuted tensor is."""
+    count = node.meta["val"].ndim
+    if operator_name(node) == "permute":
+        return [dimension % count for dimension in node.args[1]]  # type: ignore[union-attr, operator, misc]
+    order = list(range(count))
+    first, second = (int(dimension) % count for dimension in node.args[1:3])  # type: ignore[arg-type]
+    order[first], order[second] = second, first
+    return order

@@ -58,6 +58,16 @@ def check_options(
         raise invalid_option("top_neurons", options.top_neurons, "must not be negative")
 
 
+def check_prediction_count(count: int) -> None:
+    """Check how many classes a request wants reported.
+
+    Raises:
+        InvalidRequestError: If the number is negative.
+    """
+    if count < 0:
+        raise invalid_option("predictions", count, "must not be negative")
+
+
 def check_overlay(options: ExplanationOptions, has_pixels: bool) -> None:
     """Check that an overlay has a picture to be drawn on.
 
@@ -97,19 +107,23 @@ def check_tensor(array: NDArray[np.float32], input_shape: Sequence[int]) -> Tens
     return torch.from_numpy(np.array(array))
 
 
-def check_finite(logits: Tensor) -> Tensor:
-    """Return the logits of one image if all are finite.
+def check_finite(values: Tensor, what: str = "The classifier's output") -> Tensor:
+    """Return what was computed for one image if all of it is finite.
+
+    Args:
+        values: Of any shape.
+        what: Begins the message of the error.
 
     Raises:
         InvalidRequestError: If not.
     """
-    if not bool(logits.isfinite().all()):
+    if not bool(values.isfinite().all()):
         raise InvalidRequestError(
-            "The classifier's output is not finite for this image; send pixels, or a tensor of the usual range.",
+            f"{what} is not finite for this image; send pixels, or a tensor of the usual range.",
             reason="OUTPUT_NOT_FINITE",
             field="image",
         )
-    return logits
+    return values
 
 
 def invalid_option(name: str, value: object, rule: str) -> InvalidRequestError:

@@ -17,7 +17,13 @@ from pathlens.classifier.captured import CapturedClassifier, Trace
 from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_image
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.errors import InternalError, NotFoundError, PathlensError
-from pathlens.explainer.checks import check_finite, check_options, check_overlay, check_tensor
+from pathlens.explainer.checks import (
+    check_finite,
+    check_options,
+    check_overlay,
+    check_prediction_count,
+    check_tensor,
+)
 from pathlens.explainer.item import Item, Row, errors_of
 from pathlens.explainer.results import ResultBuilder, tap_masks
 from pathlens.explainer.stage_clock import StageClock
@@ -34,6 +40,7 @@ from pathlens.explanation import (
     TapDescription,
 )
 from pathlens.pathways.bank import ClassPathwayBank
+from pathlens.pathways.contributions import Contributions
 from pathlens.pathways.neuron_mct import contributions_of_trace
 from pathlens.pathways.pathway import Pathway
 
@@ -105,8 +112,10 @@ class Explainer:
             for chunk in _chunks([item for item in items if item.error is None and item.needs_trace is traced]):
                 with errors_of(*chunk):
                     self._predict(chunk, traced, clock)
-        clock.switch("gradient")
-        self._run_pathways([row for item in items if item.error is None for row in item.rows])
+        rows = [row for item in items if item.error is None for row in item.rows if row.needs_run]
+        if rows:
+            clock.switch("gradient")
+            self._run_pathways(rows)
         clock.switch("encode")
         for item in items:
             if item.error is None:
@@ -162,6 +171,7 @@ class Explainer:
             item.pixels = decode_image(image, self.limits)
         elif image.dtype != np.float32:
             item.pixels = check_pixels(np.asarray(image), self.limits)
+        check_prediction_count(item.request.prediction_count)
         if item.request.options is not None:
             check_options(item.options, self.sources, self.bank.granularity, self.classifier.classes)
             check_overlay(item.options, item.pixels is not None)
@@ -189,7 +199,8 @@ class Explainer:
                 item.logits = check_finite(row)
                 if item.request.options is not None:
                     targets[-1] = self._targets(item)
-        clock.switch("pathway")
+        if any(targets):
+            clock.switch("pathway")
         if trace is not None:
             self._select(items, targets, trace)
             return
@@ -209,11 +220,15 @@ class Explainer:
                 contributions = contributions_of_trace(self.classifier, trace, target, granularity, keep_graph=not last)
                 for index, (item, wanted) in enumerate(zip(items, targets, strict=True)):
                     if rank < len(wanted) and (item.options.granularity or self.bank.granularity) is granularity:
-                        sparsity = item.options.sparsity
-                        pathway = contributions[index : index + 1].select(
-                            self.default_sparsity if sparsity is None else sparsity
-                        )
-                        item.rows.append(Row(item, wanted[rank], pathway))
+                        with errors_of(item):
+                            pathway = self._pathway(item, contributions[index : index + 1])
+                            item.rows.append(Row(item, wanted[rank], pathway))
+
+    def _pathway(self, item: Item, contributions: Contributions) -> Pathway:
+        for signed in contributions.signed:
+            check_finite(signed, "A contribution")
+        sparsity = item.options.sparsity
+        return contributions.select(self.default_sparsity if sparsity is None else sparsity)
 
     def _targets(self, item: Item) -> list[int]:
         wanted = item.options.targets
@@ -244,8 +259,7 @@ class Explainer:
     def _run_pathways(self, rows: Sequence[Row]) -> None:
         groups: dict[tuple[Granularity, bool], list[Row]] = defaultdict(list)
         for row in rows:
-            if row.needs_run:
-                groups[row.pathway.granularity, row.needs_gradient].append(row)
+            groups[row.pathway.granularity, row.needs_gradient].append(row)
         for (_, needs_gradient), group in groups.items():
             for chunk in _chunks(group):
                 with errors_of(*(row.item for row in chunk)):
@@ -259,14 +273,20 @@ class Explainer:
             with torch.no_grad():
                 logits = self.classifier(images, pathway)
             for row, values in zip(rows, logits, strict=True):
-                row.logits = values
+                with errors_of(row.item):
+                    row.logits = check_finite(values, "The pathway network's output")
             return
         target = torch.tensor([row.target for row in rows], device=device)
         with_contributions = any(row.item.options.top_neurons for row in rows)
         run = run_pathway(self.classifier, images, target, pathway, with_contributions)
         for index, row in enumerate(rows):
-            row.logits, row.gradient = run.logits[index], run.gradient[index]
-            row.contributions = run.contributions[index : index + 1] if run.contributions is not None else None
+            with errors_of(row.item):
+                row.logits = check_finite(run.logits[index], "The pathway network's output")
+                row.gradient = check_finite(run.gradient[index], "The pathway gradient")
+                if run.contributions is not None and row.item.options.top_neurons:
+                    row.contributions = run.contributions[index : index + 1]
+                    for signed in row.contributions.signed:
+                        check_finite(signed, "A contribution")
 
     # Stage "encode": tensors into the result's numbers, masks and pictures.
 

@@ -73,7 +73,7 @@ def fit(
         progress: Shows how far the work is.
 
     Raises:
-        FitError: If the labels do not fit, or no class has enough images.
+        FitError: If the labels do not fit, no class has enough images, or no held-out image can be read.
     """
     if len(labels) != classifier.classes:
         raise FitError(f"{len(labels)} labels were given for {classifier.classes} classes.")
@@ -99,6 +99,8 @@ def fit(
         for row, label in enumerate(batch.predicted.tolist()):
             if label in bank:
                 overlaps[label].append(float(pathway[[row]].iou(bank.transfer([label]))[0]))
+    if not batches:
+        raise FitError(f"None of the {len(testing)} held-out images could be read: {'; '.join(images.skipped[:3])}")
     held_out = HeldOut(
         torch.cat([batch.images for batch in batches]), torch.cat([batch.probabilities for batch in batches])
     )

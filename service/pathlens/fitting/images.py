@@ -1,5 +1,7 @@
 """Images to fit on: a folder, a folder of class folders, or an NPZ file; read one at a time."""
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +23,6 @@ class ImageSource:
 
     Attributes:
         class_names: Names of the class folders in alphabetical order; empty without such folders.
-        skipped: Names of the images that could not be read so far.
 
     Raises:
         FitError: If there are no images.
@@ -29,7 +30,7 @@ class ImageSource:
 
     def __init__(self, path: Path) -> None:
         self.class_names: tuple[str, ...] = ()
-        self.skipped: list[str] = []
+        self._skipped: dict[int, str] = {}
         self._files: list[Path] = []
         self._array: NDArray[np.uint8] | None = None
         if path.is_dir():
@@ -39,6 +40,11 @@ class ImageSource:
             self._array = _read_npz(path)
         if len(self) == 0:
             raise FitError(f"{path} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))} or an NPZ.")
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the images that could not be read so far, each with the reason."""
+        return list(self._skipped.values())
 
     def __len__(self) -> int:
         """Return the number of images, unreadable ones included."""
@@ -58,14 +64,14 @@ class ImageSource:
                     yield position, decode_image(self._files[position].read_bytes())
             except (PathlensError, OSError) as error:
                 name = str(self._files[position]) if self._files else f"images[{position}]"
-                self.skipped.append(f"{name}: {error}")
+                self._skipped[position] = f"{name}: {error}"
 
 
 def _read_npz(path: Path) -> NDArray[np.uint8]:
     try:
         with np.load(path, allow_pickle=False) as file:
             images: NDArray[np.uint8] = file["images"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FitError(f"{path} is neither a folder nor an NPZ file with an array named images: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise FitError(

@@ -37,10 +37,11 @@ def contributions_of_trace(
         granularity: What counts as one neuron.
         keep_graph: Whether another target of the same run will follow.
     """
-    logits = target_logits(trace.logits, target)
+    with torch.enable_grad():
+        total = target_logits(trace.logits, target).sum()
     # A tap that the logits do not depend on contributes nothing.
     gradients = torch.autograd.grad(
-        logits.sum(), trace.activations, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+        total, trace.activations, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
     )
     return first_order(classifier.taps, trace.activations, gradients, granularity)
 

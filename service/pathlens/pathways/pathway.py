@@ -89,10 +89,18 @@ class Pathway:
 
         Returns:
             float64 [B], in [0, 1]; 1 where both are empty.
+
+        Raises:
+            ValueError: If they cannot be compared.
         """
         if other.granularity is not self.granularity:
             raise ValueError(
                 f"cannot compare a {self.granularity.value} pathway with a {other.granularity.value} pathway"
+            )
+        shapes, others = ([tuple(mask.shape[1:]) for mask in pathway.masks] for pathway in (self, other))
+        if shapes != others or len(other) not in (1, len(self)):
+            raise ValueError(
+                f"cannot compare {len(self)} pathways of shapes {shapes} with {len(other)} of shapes {others}"
             )
         pairs = [(a.flatten(1), b.flatten(1)) for a, b in zip(self.masks, other.masks, strict=True)]
         intersection = torch.stack([(a & b).sum(1) for a, b in pairs]).sum(0).double()
@@ -105,11 +113,19 @@ class Pathway:
         Args:
             index: Number of the tap.
             activation: Its output, [B, ...].
+
+        Raises:
+            ValueError: If the pathway is of another number of images (other than one) or of another classifier.
         """
-        mask = self.masks[index]
+        mask, tap = self.masks[index], self.taps[index]
+        if len(mask) not in (1, len(activation)) or tuple(activation.shape[1:]) != tap.shape:
+            raise ValueError(
+                f"the output of tap {index} is {list(activation.shape)}; the pathway is of {len(mask)} images and has "
+                f"{tap.name} of shape {list(tap.shape)} there"
+            )
         if self.granularity is Granularity.CHANNEL:
             shape = [1] * activation.ndim
-            shape[0], shape[1 + self.taps[index].channel_dimension] = mask.shape
+            shape[0], shape[1 + tap.channel_dimension] = mask.shape
             mask = mask.view(shape)
         return activation * mask
 

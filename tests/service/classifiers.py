@@ -1,0 +1,32 @@
+"""The classifiers that the service tests serve: the digits of the demonstration and the three fixture networks."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+FIXTURES = Path(os.environ.get("PATHLENS_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures")).resolve()
+WITHOUT_FIXTURES = f"no fixtures in {FIXTURES}; set PATHLENS_FIXTURES"
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """How a fixture network is fitted."""
+
+    name: str
+    factory: str
+    images: str
+    arguments: tuple[str, ...]
+
+
+_IMAGENET = ("--minimum-images", "1", "--others", "4")
+
+FIXTURE_NETWORKS = (
+    Fixture("squeezenet1_1", "networks:SqueezeNet", "imagenet", ("--size", "224", *_IMAGENET)),
+    Fixture(
+        "mobilenet_v2",
+        "networks:MobileNetV2",
+        "imagenet",
+        ("--size", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", *_IMAGENET),
+    ),
+    Fixture("cifar_resnet20", "networks:CifarResNet", "cifar.npz", ("--size", "32", "--others", "16")),
+)

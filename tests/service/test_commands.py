@@ -1,0 +1,183 @@
+"""The commands of the README and the demonstration, run as a newcomer runs them, in a folder of their own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from pathlens.client import Client
+from pathlens.errors import UnavailableError
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).parents[2]
+BINARIES = Path(sys.executable).parent
+
+
+def run(folder: Path, *arguments: str) -> str:
+    command = subprocess.run(
+        arguments, cwd=folder, env=environment(), text=True, capture_output=True, timeout=300, check=False
+    )
+    assert command.returncode == 0, command.stderr
+    return command.stdout
+
+
+def environment() -> dict[str, str]:
+    # Wide enough for tables, whatever the terminal; no colours to see through.
+    return os.environ | {"PATH": f"{BINARIES}:{os.environ['PATH']}", "COLUMNS": "120", "NO_COLOR": "1"}
+
+
+def our_processes() -> list[int]:
+    """Return the processes that belong to a TorchServe of this user's, workers included."""
+    marks = ("org.pytorch.serve.ModelServer", "model_service_worker.py")
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        words = " ".join(process.info["cmdline"] or ())
+        if any(mark in words for mark in marks):
+            found.append(process.pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which the demonstration has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run(folder, sys.executable, "-m", "pathlens.demo")
+
+
+def test_the_demonstration_prints_a_row_for_every_digit_and_source(demonstrated: tuple[Path, str]) -> None:
+    rows = re.findall(r"^\d +\d +[01]\.\d\d +\d\d\.\d%", demonstrated[1], re.MULTILINE)
+    assert len(rows) == 40
+
+
+def test_the_demonstration_draws_a_contact_sheet(demonstrated: tuple[Path, str]) -> None:
+    with Image.open(demonstrated[0] / "build/digits/contact-sheet.png") as sheet:
+        assert sheet.width > 1000
+        assert len(sheet.getcolors(2**24) or []) > 100
+
+
+def test_a_second_demonstration_reuses_what_was_built(demonstrated: tuple[Path, str]) -> None:
+    archive = demonstrated[0] / "model_store/digits.mar"
+    before = archive.stat().st_mtime_ns
+    assert "pathlens fit" in demonstrated[1]
+    assert "pathlens fit" not in run(demonstrated[0], sys.executable, "-m", "pathlens.demo")
+    assert archive.stat().st_mtime_ns == before
+
+
+def readme_commands() -> list[str]:
+    """Return the commands of "Bring your own classifier" in the README, one a line."""
+    section = (ROOT / "README.md").read_text().split("## Bring your own classifier")[1].split("\n## ")[0]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    return block.group(1).replace("\\\n", " ").strip().splitlines()
+
+
+class Serving:
+    """`pathlens serve` as a process of its own."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self.process = subprocess.Popen(
+            [*command.split(), "--port", "0", "--metrics-port", "0"],
+            cwd=folder,
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.process.stdout is not None
+        self.lines = [self.process.stdout.readline() for _ in range(3)]
+        self.address = self.lines[0].split()[1]
+
+    def stop(self, number: int) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def packed(demonstrated: tuple[Path, str]) -> Path:
+    """The folder of the demonstration after the README's `pathlens fit` and `pathlens pack`."""
+    fit, pack, _ = readme_commands()
+    run(demonstrated[0], *fit.split())
+    run(demonstrated[0], *pack.split())
+    return demonstrated[0]
+
+
+@pytest.fixture
+def serving(packed: Path) -> Iterator[Serving]:
+    service = Serving(packed, readme_commands()[2])
+    yield service
+    if service.process.poll() is None:
+        service.stop(signal.SIGTERM)
+
+
+def test_the_three_commands_of_the_readme_serve_a_classifier(serving: Serving, demonstrated: tuple[Path, str]) -> None:
+    folder = demonstrated[0]
+    image = sorted((folder / "build/digits/held-out/3").glob("*.png"))[0]
+    assert [line.split()[0] for line in serving.lines] == ["gRPC", "metrics", "try"]
+    name = readme_commands()[1].split()[2].rsplit("/", 1)[-1]
+    out = run(folder, "pathlens", "explain", str(image), "--address", serving.address, "--model", name, "--out", "seen")
+    assert image.name in out
+    assert (folder / "seen" / f"{image.stem}.json").is_file()
+    assert list((folder / "seen").glob(f"{image.stem}.class-*.overlay.png"))
+    assert name in run(folder, "pathlens", "models", "--address", serving.address)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_with_exit_code_zero(serving: Serving, number: int) -> None:
+    family = {process.pid for process in psutil.Process(serving.process.pid).children(recursive=True)}
+    assert len(family) > 2
+    assert serving.stop(number) == 0
+    deadline = time.monotonic() + 5
+    while family & set(psutil.pids()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not family & set(our_processes())
+    with Client(serving.address, timeout=5) as client, pytest.raises(UnavailableError):
+        client.list_models()
+
+
+def test_serving_an_empty_store_names_the_remedy(tmp_path: Path) -> None:
+    command = subprocess.run(
+        ["pathlens", "serve"], cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=60, check=False
+    )
+    assert command.returncode == 1
+    assert "pathlens pack" in command.stderr
+    assert "Traceback" not in command.stderr
+
+
+def test_a_taken_port_names_itself_and_leaves_nothing_running(serving: Serving, demonstrated: tuple[Path, str]) -> None:
+    before = set(our_processes())
+    port = serving.address.rsplit(":", 1)[1]
+    command = subprocess.run(
+        ["pathlens", "serve", "model_store/digits.mar", "--port", port, "--metrics-port", "0"],
+        cwd=demonstrated[0],
+        env=environment(),
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert command.returncode == 1
+    assert port in command.stderr
+    assert set(our_processes()) <= before
+
+
+def readme_programs() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_python_examples_of_the_readme_run(serving: Serving, demonstrated: tuple[Path, str]) -> None:
+    over_grpc, in_process = readme_programs()
+    here = over_grpc.replace("localhost:8080", serving.address)
+    assert len(run(demonstrated[0], sys.executable, "-c", here).splitlines()) == 2
+    assert run(demonstrated[0], sys.executable, "-c", in_process).endswith("(8, 8)\n")
