@@ -37,11 +37,7 @@ class Service:
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
 
     def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop(drain_seconds=0)
-            raise
+        self.start()
         return self
 
     def __exit__(
@@ -65,15 +61,11 @@ class Service:
         Raises:
             ServerStartError: If TorchServe, a model or the gateway does not come up; nothing is left running then.
         """
-        self._report("Starting TorchServe")
-        self.torchserve.start()
-        check = partial(canary, self.torchserve.inference_address)
-        self.torchserve.wait_until_ready(check, progress=self._report)
-        self._report("Starting the gateway")
-        self._thread.start()
-        gateway = Gateway(self._settings, self.torchserve.inference_address, self.torchserve.models)
-        self._run(gateway.start())
-        self._gateway = gateway
+        try:
+            self._start()
+        except BaseException:
+            self.stop(drain_seconds=0)
+            raise
 
     def wait(self, stopped: threading.Event) -> None:
         """Serve until `stopped` is set.
@@ -97,6 +89,17 @@ class Service:
         if not self._loop.is_closed():
             self._loop.close()
         self.torchserve.stop(seconds)
+
+    def _start(self) -> None:
+        self._report("Starting TorchServe")
+        self.torchserve.start()
+        check = partial(canary, self.torchserve.inference_address)
+        self.torchserve.wait_until_ready(check, progress=self._report)
+        self._report("Starting the gateway")
+        self._thread.start()
+        gateway = Gateway(self._settings, self.torchserve.inference_address, self.torchserve.models)
+        self._run(gateway.start())
+        self._gateway = gateway
 
     @property
     def _running(self) -> Gateway:

@@ -61,16 +61,21 @@ def command(
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     console = Console(stderr=True)
+    starting = console.status("Starting")
     service = Service(
         TorchServeSettings(archives=chosen, workers=workers, java_home=java_home),
         GatewaySettings(host=host, port=port, metrics_host=metrics_host, metrics_port=metrics_port),
-        report=lambda words: console.print(words, style="dim", markup=False),
+        report=starting.update,
     )
     try:
+        starting.start()
         with service:
+            starting.stop()
             click.echo(f"gRPC     {service.address}  (models: {', '.join(service.torchserve.models)})")
             click.echo(f"metrics  http://{service.metrics_address}/metrics")
             click.echo(f"try      pathlens explain IMAGE --address {service.address} --out explanations")
             service.wait(stopped)
     except KeyboardInterrupt:
         console.print("Stopped", style="dim")
+    finally:
+        starting.stop()

@@ -67,13 +67,16 @@ def build() -> None:
 def show() -> None:
     """Serve the archive, explain held-out digits through the public API from two sources, and stop everything again."""
     images = held_out_images()
-    service = Service(
-        TorchServeSettings(archives=(ARCHIVE,)),
-        GatewaySettings(port=0, metrics_port=0),
-        report=lambda words: console.print(words, style="dim", markup=False),
-    )
-    with service, Client(service.address) as client:
-        results = {source: _explain(client, images, source) for source in SOURCES}
+    with console.status("Starting") as status:
+        service = Service(
+            TorchServeSettings(archives=(ARCHIVE,)), GatewaySettings(port=0, metrics_port=0), report=status.update
+        )
+        service.start()
+    try:
+        results = _explain_all(service.address, images)
+    finally:
+        with console.status("Stopping"):
+            service.stop()
     for source, heading in SOURCES.items():
         console.print(_table(images, results[source], heading))
     cells = [
@@ -82,6 +85,11 @@ def show() -> None:
     ]
     draw_contact_sheet(cells, SHEET)
     console.print(f"Pictures: {SHEET}. To leave the service running: make serve")
+
+
+def _explain_all(address: str, images: list[Path]) -> dict[PathwaySource, list[ExplanationResult]]:
+    with Client(address) as client:
+        return {source: _explain(client, images, source) for source in SOURCES}
 
 
 def _explain(client: Client, images: list[Path], source: PathwaySource) -> list[ExplanationResult]:
