@@ -18,8 +18,8 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow opens a JPEG of several pictures (MPO) through "JPEG"; it has no opener of the name "MPO".
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 
-# An honest JPEG has a few of these, its thumbnails included. Each costs a pass over the picture (scans) or a copy of all
-# EXIF data before it, so that a small file of very many would keep a worker busy for hours.
+# An honest JPEG has a few of these, its thumbnails included. Each costs a pass over the picture (scans) or a copy of
+# all EXIF data before it, so that a small file of very many would keep a worker busy for hours.
 _COSTLY_MARKERS = (b"\xff\xda", b"Exif\x00\x00")
 _MAX_COSTLY_MARKERS = 100
 
