@@ -6,6 +6,7 @@ whole batch. Any other TorchServe user may send an image as the plain body of an
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ Encoder = Callable[[Sequence[Answer]], Reply]
 
 # A protobuf has no registered media type; TorchServe's gRPC side ignores it.
 _BINARY, _JSON = "application/octet-stream", "application/json"
+
+_logger = logging.getLogger(__name__)
 
 _RESERVED_BYTES = 64 * 1024
 """Room in every answer for what surrounds the replies, and for the refusals of those that do not fit."""
@@ -68,7 +71,7 @@ class PathlensHandler:
 def _decode(row: dict[str, Any], explainer: Explainer, requests: list[ExplanationRequest], started: float) -> Encoder:
     """Append what the row asks for to `requests` and return what will encode its reply."""
     if "pathlens" in row:
-        return _decode_worker_request(bytes(row["pathlens"]), explainer, requests, started)
+        return _decode_worker_request(row["pathlens"], explainer, requests, started)
     image = row.get("body", row.get("data"))
     if not isinstance(image, bytes | bytearray):
         error = InvalidRequestError("Send one image file as the body of the request.", reason="IMAGE_MISSING")
@@ -91,16 +94,18 @@ def _json_reply(answer: Answer) -> Reply:
 
 
 def _decode_worker_request(
-    data: bytes, explainer: Explainer, requests: list[ExplanationRequest], started: float
+    data: object, explainer: Explainer, requests: list[ExplanationRequest], started: float
 ) -> Encoder:
     try:
-        message = worker_pb2.WorkerRequest.FromString(data)
-    except DecodeError:
+        if not isinstance(data, bytes | bytearray):
+            raise DecodeError("TorchServe made text or JSON of it, as the content type said")
+        message = worker_pb2.WorkerRequest.FromString(bytes(data))
+        expired = message.HasField("deadline") and message.deadline.ToNanoseconds() < time.time_ns()
+    except (DecodeError, ValueError):
         error = InvalidRequestError("The input 'pathlens' is not a WorkerRequest.", reason="REQUEST_UNDECODABLE")
         reply = worker_pb2.WorkerReply(status=status_from_error(error))
         content = worker_pb2.WorkerResponse(replies=[reply]).SerializeToString()
         return lambda _: (content, _BINARY, 200)
-    expired = message.HasField("deadline") and message.deadline.ToNanoseconds() < time.time_ns()
     encoders = [_decode_call(call, explainer, requests, expired) for call in message.calls]
 
     def encode(answers: Sequence[Answer]) -> Reply:
@@ -139,7 +144,9 @@ def _decode_call(
             reply = worker_pb2.WorkerReply(status=OK, get_class_pathway=class_pathway_response(stored))
             return lambda _: reply
         request = request_from_predict(call.predict) if kind == "predict" else request_from_explain(call.explain)
-    except PathlensError as error:
+    except Exception as error:
+        if not isinstance(error, PathlensError):
+            _logger.exception("Reading a request failed")
         failure = worker_pb2.WorkerReply(status=status_from_error(error))
         return lambda _: failure
     position = len(requests)

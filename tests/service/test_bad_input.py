@@ -9,6 +9,7 @@ from io import BytesIO
 import grpc
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from pathlens.client import Client
@@ -23,6 +24,7 @@ from pathlens.explanation import (
     ExplanationOptions,
     ExplanationResult,
     Granularity,
+    ImageInput,
     Output,
     PathwaySource,
     Targets,
@@ -52,7 +54,7 @@ def bomb() -> bytes:
     return bytes(data)
 
 
-def tensor(value: float) -> np.ndarray:  # type: ignore[type-arg]
+def tensor(value: float) -> NDArray[np.float32]:
     return np.full((1, 8, 8), value, np.float32)
 
 
@@ -137,7 +139,7 @@ def test_one_bad_item_does_not_hurt_its_batch(served: Served) -> None:
 
 
 def test_one_bad_item_does_not_end_its_stream(served: Served) -> None:
-    images = [GOOD, b"hello"] * 10
+    images: list[ImageInput] = [GOOD, b"hello"] * 10
     with served.client() as client:
         answers = dict(client.stream_explain(images))
     assert sorted(answers) == list(range(20))

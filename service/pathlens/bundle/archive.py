@@ -3,11 +3,12 @@
 import importlib.util
 import json
 import os
+import re
 import tempfile
 import zipfile
 from pathlib import Path
 
-from pathlens.bundle.store import MANIFEST, read_manifest
+from pathlens.bundle.store import MANIFEST, check_files, read_manifest
 from pathlens.errors import BundleError
 
 HANDLER = "pathlens_handler.py"
@@ -29,10 +30,12 @@ def pack(bundle: Path, model_store: Path, version: str = "1.0") -> Path:
         Path of the archive, which appears whole or not at all.
 
     Raises:
-        BundleError: If the folder is not a bundle or the version is not a number such as 1.0.
+        BundleError: If the folder is not a bundle, if a file of it was changed, or if the version is not a number such
+            as 1.0.
     """
     manifest = read_manifest(bundle)
-    if not version.replace(".", "", 1).isdecimal():
+    check_files(bundle, manifest)
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", version):
         raise BundleError(f"version is {version!r}; TorchServe takes numbers such as 1.0.")
     contents = {
         "MAR-INF/MANIFEST.json": json.dumps(

@@ -8,6 +8,10 @@ from pathlens.explanation import Ablation, Granularity, PathwaySource
 
 SCHEMA_VERSION: Literal[1] = 1
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+"""What a model may be called: TorchServe makes URLs and file names of it."""
+LONGEST_NAME = 100
+
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -66,7 +70,7 @@ class Manifest(_Part):
     """Everything about a bundle but its tensors."""
 
     schema_version: Literal[1]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME)
     classifier_sha256: str = Field(pattern=_SHA256)
     files: dict[str, str]
     labels: tuple[str, ...]

@@ -10,6 +10,7 @@ Nothing is pickled, and nothing in a bundle can name code to run but tensor oper
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -18,11 +19,19 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pathlens.bundle.manifest import SCHEMA_VERSION, BankPart, ClassPathwayPart, FitPart, Manifest, TransferFiguresPart
+from pathlens.bundle.manifest import (
+    LONGEST_NAME,
+    NAME,
+    SCHEMA_VERSION,
+    BankPart,
+    ClassPathwayPart,
+    FitPart,
+    Manifest,
+    TransferFiguresPart,
+)
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.classifier.program import Program
@@ -41,6 +50,8 @@ MANIFEST = "bundle.json"
 PROGRAM = "classifier.json"
 WEIGHTS = "classifier.safetensors"
 BANK = "bank.safetensors"
+FILES = (PROGRAM, WEIGHTS, BANK)
+"""What a bundle holds beside its manifest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,26 +106,46 @@ def save_bundle(bundle: Bundle, folder: Path) -> str:
         The bundle's SHA-256, equal for equal bundles.
 
     Raises:
-        BundleError: If the path exists and is not a bundle.
+        BundleError: If the path exists and is not a bundle, or if a model cannot have the bundle's name.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise BundleError(f"{folder} exists and is not a bundle; choose another path or remove it.")
+    check_destination(folder, bundle.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new, old = scratch / "new", scratch / "old"
     try:
-        (scratch / PROGRAM).write_text(bundle.classifier.program.to_json())
-        (scratch / WEIGHTS).write_bytes(bundle.classifier.weights_bytes())
-        (scratch / BANK).write_bytes(_bank_bytes(bundle))
-        files = {name: _sha256(scratch / name) for name in (PROGRAM, WEIGHTS, BANK)}
+        new.mkdir(0o755)
+        (new / PROGRAM).write_text(bundle.classifier.program.to_json())
+        (new / WEIGHTS).write_bytes(bundle.classifier.weights_bytes())
+        (new / BANK).write_bytes(_bank_bytes(bundle))
+        files = {name: _sha256(new / name) for name in FILES}
         text = _manifest(bundle, files).model_dump_json(indent=2) + "\n"
-        (scratch / MANIFEST).write_text(text)
-        scratch.chmod(0o755)
+        (new / MANIFEST).write_text(text)
         if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_destination(folder: Path, name: str) -> None:
+    """Check that a bundle of this name can be written to this folder, before the work of making it.
+
+    Raises:
+        BundleError: If the path exists and is not a bundle, or if a model cannot have that name.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder} exists and is not a bundle; choose another path or remove it.")
+    if len(name) > LONGEST_NAME or not re.fullmatch(NAME, name):
+        raise BundleError(
+            f"The name is {name!r}; it needs letters, digits, '.', '-' and '_' only, a letter or digit first, and at "
+            f"most {LONGEST_NAME} of them. Give another name."
+        )
 
 
 def load_bundle(folder: Path | str) -> Bundle:
@@ -126,17 +157,12 @@ def load_bundle(folder: Path | str) -> Bundle:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    for name, expected in manifest.files.items():
-        if Path(name).name != name or not (folder / name).is_file():
-            raise BundleError(f"{folder} lacks the file {name}; fit it again.")
-        actual = _sha256(folder / name)
-        if actual != expected:
-            raise BundleError(f"{folder / name} has SHA-256 {actual}, the manifest says {expected}: it was changed.")
+    check_files(folder, manifest)
     try:
         program = Program.from_json((folder / PROGRAM).read_text())
         classifier = CapturedClassifier(program, safetensors.torch.load_file(folder / WEIGHTS))
         preprocessing = Preprocessing.from_json(manifest.preprocessing)
-    except (CaptureError, SafetensorError, ValueError) as error:
+    except (CaptureError, SafetensorError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder} is damaged: {error}") from error
     if classifier.fingerprint != manifest.classifier_sha256:
         raise BundleError(
@@ -166,16 +192,33 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: If there is none, or it is of another schema version, or a value is wrong.
     """
     try:
-        text = (folder / MANIFEST).read_text()
+        text = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: {MANIFEST} cannot be read ({error.strerror}).") from error
     try:
         version = json.loads(text).get("schema_version")
         if version != SCHEMA_VERSION:
             raise BundleError(f"{folder} has schema version {version}; this pathlens reads version {SCHEMA_VERSION}.")
-        return Manifest.model_validate_json(text)
-    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+        manifest = Manifest.model_validate_json(text)
+    except (AttributeError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from error
+    if set(manifest.files) != set(FILES):
+        raise BundleError(f"{folder / MANIFEST} names the files {sorted(manifest.files)}; expected {sorted(FILES)}.")
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Check the files of a bundle against the hashes in its manifest.
+
+    Raises:
+        BundleError: If a file is missing or was changed.
+    """
+    for name, expected in manifest.files.items():
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder} lacks the file {name}; fit it again.")
+        actual = _sha256(folder / name)
+        if actual != expected:
+            raise BundleError(f"{folder / name} has SHA-256 {actual}, the manifest says {expected}: it was changed.")
 
 
 def _manifest(bundle: Bundle, files: dict[str, str]) -> Manifest:

@@ -70,8 +70,9 @@ class CapturedClassifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are and inputs must be."""
-        return next(self._module.buffers()).device
+        """Where the weights are and inputs must be; the CPU for a classifier without weights."""
+        weight = next(self._module.buffers(), None)
+        return weight.device if weight is not None else torch.device("cpu")
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -78,13 +78,16 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
     except pickle.UnpicklingError as error:
         raise CaptureError(
             f"{path} is not a file of tensors alone, and loading it could run code. Save model.state_dict(), best as "
             "safetensors."
         ) from error
-    except (OSError, EOFError, safetensors.SafetensorError, RuntimeError, AttributeError, TypeError) as error:
+    except Exception as error:  # Damaged pickles fail in any way.
+        raise CaptureError(f"The weights {path} cannot be read: {error}") from error
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise CaptureError(f"The weights {path} do not fit {type(model).__name__}: {error}") from error
 
 

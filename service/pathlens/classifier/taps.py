@@ -117,7 +117,7 @@ def _order_of_dimensions(node: fx.Node) -> list[int]:
     """Return which dimension of its input each dimension of a permuted tensor is."""
     count = node.meta["val"].ndim
     if operator_name(node) == "permute":
-        return [dimension % count for dimension in node.args[1]]  # type: ignore[union-attr, operator, misc]
+        return [dimension % count for dimension in node.args[1]]  # type: ignore[union-attr]
     order = list(range(count))
     first, second = (int(dimension) % count for dimension in node.args[1:3])  # type: ignore[arg-type]
     order[first], order[second] = second, first

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from pathlens.cli.ranges import FloatRange
 from pathlens.client import Client
 from pathlens.errors import PathlensError
 from pathlens.explanation import (
@@ -27,6 +28,9 @@ from pathlens.explanation import (
     Targets,
 )
 from pathlens.wire.responses import explain_response
+
+# What the messages can hold; what the model can answer is for the service to say.
+_COUNT, _INDEX = click.IntRange(0, 2**32 - 1), click.IntRange(-(2**31), 2**31 - 1)
 
 _T = TypeVar("_T", PathwaySource, Granularity, Output, Reduction)
 
@@ -45,12 +49,12 @@ def _choice(kind: type[_T]) -> click.Choice[str]:
 @click.option("--sparsity", type=float, help="Fraction of neurons removed; for contribution sources.")
 @click.option("--granularity", type=_choice(Granularity), help="Default: that of the stored class pathways.")
 @click.option("--reduction", type=_choice(Reduction), default="signed_maximum", show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=0, help="Explain the k most probable classes.")
+@click.option("--top-k", type=_COUNT, default=0, help="Explain the k most probable classes.")
 @click.option("--class", "labels", multiple=True, help="Explain this class, by label; repeatable.")
-@click.option("--class-index", "indices", type=int, multiple=True, help="Explain this class, by index; repeatable.")
-@click.option("--top-neurons", type=click.IntRange(0), default=0, help="List the neurons that contribute most.")
+@click.option("--class-index", "indices", type=_INDEX, multiple=True, help="Explain this class, by index; repeatable.")
+@click.option("--top-neurons", type=_COUNT, default=0, help="List the neurons that contribute most.")
 @click.option("--output", "outputs", type=_choice(Output), multiple=True, help="What to ask for; repeatable.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds.")
 def command(
     images: tuple[Path, ...],
     address: str,

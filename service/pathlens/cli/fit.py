@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pathlens.bundle.store import Bundle, save_bundle
+from pathlens.bundle.store import Bundle, check_destination, save_bundle
 from pathlens.classifier.capture import capture
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Colour, Interpolation, Preprocessing
 from pathlens.classifier.sources import load_classifier
+from pathlens.cli.ranges import FloatRange
 from pathlens.errors import FitError
 from pathlens.explanation import Granularity
 from pathlens.fitting.fit import FitSettings, fit
@@ -47,6 +48,19 @@ class _Size(click.ParamType[tuple[int, int]]):
         return int(sides[0]), int(sides[-1])
 
 
+class _Device(click.ParamType[str]):
+    """A device that torch can compute on here."""
+
+    name = "device"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            torch.empty(0, device=str(value))
+        except (RuntimeError, AssertionError) as error:
+            self.fail(f"{value!r} is no device of this machine: {str(error).splitlines()[0]}", param, ctx)
+        return str(value)
+
+
 def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
@@ -67,14 +81,14 @@ def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> clic
 @click.option("--granularity", type=_names(Granularity), default="channel", show_default=True, help="What a neuron is.")
 @click.option(
     "--sparsity",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FloatRange(0, 1, max_open=True),
     default=_DEFAULTS.sparsity,
     show_default=True,
     help="Fraction of neurons that an instance pathway removes.",
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     default=_DEFAULTS.threshold,
     show_default=True,
     help="Share of a class's pathways that must keep a neuron.",
@@ -95,7 +109,7 @@ def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> clic
 )
 @click.option("--batch-size", type=click.IntRange(1), default=_DEFAULTS.batch_size, show_default=True)
 @click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", type=_Device(), default="cpu", show_default=True, help="cpu or cuda.")
 def command(
     source: str,
     weights: Path | None,
@@ -128,6 +142,8 @@ def command(
       pathlens fit --classifier shop.models:resnet --weights resnet.safetensors --images photos/ --out shop-bundle
       pathlens fit --classifier resnet.pt2 --images photos.npz --labels labels.txt --resize 256 --out shop-bundle
     """  # noqa: D301
+    name = name or out.name
+    check_destination(out, name)
     torch.manual_seed(seed)
     grey = colour == Colour.GREY.value
     try:
@@ -153,7 +169,7 @@ def command(
         _read_labels(labels, image_source, classifier),
         image_source,
         FitSettings(
-            name=name or out.name,
+            name=name,
             granularity=Granularity(granularity),
             sparsity=sparsity,
             threshold=threshold,

@@ -118,8 +118,8 @@ def fit(
         instance_sparsity=settings.sparsity,
         minimum_images=settings.minimum_images,
         fit=FitPart(
-            images=len(building),
-            held_out_images=len(testing),
+            images=sum(total.images for total in totals.values()),
+            held_out_images=len(held_out.images),
             skipped_images=len(images.skipped),
             seed=settings.seed,
             pathlens_version=__version__,

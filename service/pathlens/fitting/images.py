@@ -69,7 +69,8 @@ class ImageSource:
 
 def _read_npz(path: Path) -> NDArray[np.uint8]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy itself would leave a damaged file open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             images: NDArray[np.uint8] = file["images"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FitError(f"{path} is neither a folder nor an NPZ file with an array named images: {error}") from error

@@ -36,7 +36,11 @@ def tensor_from_message(message: pb.Tensor) -> NDArray[np.uint8] | NDArray[np.fl
         raise _invalid(message, "expected data type UINT8 or FLOAT32 and no negative dimension")
     if len(message.data) != math.prod(shape) * data_type.itemsize:
         raise _invalid(message, f"expected {math.prod(shape) * data_type.itemsize} bytes")
-    return np.frombuffer(message.data, data_type).reshape(shape)
+    try:
+        return np.frombuffer(message.data, data_type).reshape(shape)
+    except ValueError as error:
+        # The number of bytes fits, yet numpy has no such array: too many dimensions, or an empty one of vast sides.
+        raise _invalid(message, "expected the shape of an image") from error
 
 
 def mask_to_message(part: TapMask) -> pb.TapMask:

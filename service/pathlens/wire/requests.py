@@ -49,21 +49,17 @@ def image_from_message(message: pb.Image) -> ImageInput:
 
 
 def options_to_message(options: ExplanationOptions) -> pb.ExplanationOptions:
-    """Write the options of an explanation."""
-    return pb.ExplanationOptions(
-        targets=pb.Targets(
-            top_k=options.targets.top_k,
-            class_indices=options.targets.class_indices,
-            labels=options.targets.labels,
-        ),
-        source=pb.PathwaySource.ValueType(to_number(options.source)),
-        sparsity=options.sparsity,
-        granularity=pb.Granularity.ValueType(to_number(options.granularity) if options.granularity else 0),
-        outputs=sorted(pb.Output.ValueType(to_number(output)) for output in options.outputs),
-        reduction=pb.Reduction.ValueType(to_number(options.reduction)),
-        top_neurons=options.top_neurons,
-        prediction_count=options.predictions,
-    )
+    """Write the options of an explanation.
+
+    Raises:
+        InvalidRequestError: If a number is outside what the message can hold.
+    """
+    try:
+        return _options_to_message(options)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequestError(
+            f"An option cannot be sent: {error}.", reason="OPTION_INVALID", field="options"
+        ) from error
 
 
 def options_from_message(message: pb.ExplanationOptions) -> ExplanationOptions:
@@ -105,3 +101,20 @@ def request_from_explain(message: pb.ExplainRequest) -> ExplanationRequest:
         InvalidRequestError: If the message is not a valid request.
     """
     return ExplanationRequest(image_from_message(message.image), options_from_message(message.options))
+
+
+def _options_to_message(options: ExplanationOptions) -> pb.ExplanationOptions:
+    return pb.ExplanationOptions(
+        targets=pb.Targets(
+            top_k=options.targets.top_k,
+            class_indices=options.targets.class_indices,
+            labels=options.targets.labels,
+        ),
+        source=pb.PathwaySource.ValueType(to_number(options.source)),
+        sparsity=options.sparsity,
+        granularity=pb.Granularity.ValueType(to_number(options.granularity) if options.granularity else 0),
+        outputs=sorted(pb.Output.ValueType(to_number(output)) for output in options.outputs),
+        reduction=pb.Reduction.ValueType(to_number(options.reduction)),
+        top_neurons=options.top_neurons,
+        prediction_count=options.predictions,
+    )

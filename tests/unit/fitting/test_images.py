@@ -1,0 +1,142 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pathlens.errors import FitError
+from pathlens.fitting.images import ImageSource
+
+
+def pixels(number: int, side: int = 6) -> NDArray[np.uint8]:
+    return np.full((side, side, 3), number, dtype=np.uint8)
+
+
+def write(path: Path, number: int, kind: str = "PNG") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(number)).save(path, format=kind)
+
+
+def npz(path: Path, **arrays: NDArray[np.generic]) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+class TestFolders:
+    def test_are_read_in_the_order_of_their_names(self, tmp_path: Path) -> None:
+        for name, number in {"c.png": 3, "a.png": 1, "b.png": 2}.items():
+            write(tmp_path / name, number)
+        read = list(ImageSource(tmp_path))
+        assert [(position, int(image[0, 0, 0])) for position, image in read] == [(0, 1), (1, 2), (2, 3)]
+
+    def test_have_no_classes_when_flat(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.png", 1)
+        assert ImageSource(tmp_path).class_names == ()
+
+    def test_name_their_class_folders_in_alphabetical_order(self, tmp_path: Path) -> None:
+        for name in ("zebra/1.png", "ant/2.png", "ant/1.png"):
+            write(tmp_path / name, 5)
+        source = ImageSource(tmp_path)
+        assert source.class_names == ("ant", "zebra")
+        assert len(source) == 3
+
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.PNG", "PNG"), ("a.webp", "WEBP")]
+    )
+    def test_may_hold_every_format(self, name: str, kind: str, tmp_path: Path) -> None:
+        write(tmp_path / name, 200, kind)
+        ((_, image),) = list(ImageSource(tmp_path))
+        assert image.shape == (6, 6, 3)
+
+    def test_may_hold_other_files(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.png", 1)
+        (tmp_path / "notes.txt").write_text("not an image")
+        assert len(ImageSource(tmp_path)) == 1
+
+    @pytest.mark.parametrize("files", [[], ["notes.txt"]])
+    def test_without_images_are_refused(self, files: list[str], tmp_path: Path) -> None:
+        for name in files:
+            (tmp_path / name).touch()
+        with pytest.raises(FitError, match=r"holds no images; expected files ending in \.jpeg"):
+            ImageSource(tmp_path)
+
+
+class TestNpz:
+    def test_gives_colour_images_as_they_are(self, tmp_path: Path) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
+        read = list(ImageSource(npz(tmp_path / "a.npz", images=images)))
+        assert [position for position, _ in read] == [0, 1, 2, 3]
+        assert all(np.array_equal(image, images[position]) for position, image in read)
+
+    def test_gives_grey_images_three_equal_channels(self, tmp_path: Path) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (2, 5, 7), dtype=np.uint8)
+        for position, image in ImageSource(npz(tmp_path / "a.npz", images=images)):
+            assert np.array_equal(image, np.stack([images[position]] * 3, axis=2))
+
+    @pytest.mark.parametrize(
+        "images", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((1, 1, 1, 1, 1), np.uint8)]
+    )
+    def test_of_another_type_or_shape_is_refused_naming_both(self, images: NDArray[np.generic], tmp_path: Path) -> None:
+        with pytest.raises(FitError, match=rf"{images.dtype}.*expected uint8 \[N, H, W, 3\]"):
+            ImageSource(npz(tmp_path / "a.npz", images=images))
+
+    def test_without_the_array_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(FitError, match="an array named images"):
+            ImageSource(npz(tmp_path / "a.npz", pictures=np.zeros((2, 4, 4), np.uint8)))
+
+    def test_with_pickled_objects_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.npz"
+        np.savez(path, images=np.array([{}], dtype=object))
+        with pytest.raises(FitError, match=r"a\.npz"):
+            ImageSource(path)
+
+    def test_without_images_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(FitError, match="holds no images"):
+            ImageSource(npz(tmp_path / "a.npz", images=np.zeros((0, 4, 4, 3), np.uint8)))
+
+    @pytest.mark.parametrize("kind", ["empty", "text", "npy", "cut", "scrambled"])
+    def test_that_is_none_is_refused(self, kind: str, tmp_path: Path) -> None:
+        buffer, array = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (9, 9, 9, 3), dtype=np.uint8)
+        np.savez_compressed(buffer, images=array)
+        whole, single = buffer.getvalue(), io.BytesIO()
+        np.save(single, array)
+        scrambled = whole[:200] + bytes(200) + whole[400:]
+        contents = {
+            "empty": b"",
+            "text": b"images",
+            "npy": single.getvalue(),
+            "cut": whole[:900],
+            "scrambled": scrambled,
+        }
+        (tmp_path / "a.npz").write_bytes(contents[kind])
+        with pytest.raises(FitError, match=r"a\.npz is neither a folder nor an NPZ"):
+            ImageSource(tmp_path / "a.npz")
+
+    def test_that_is_missing_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(FitError, match="missing"):
+            ImageSource(tmp_path / "missing.npz")
+
+
+class TestUnreadableImages:
+    def test_are_left_out_and_named(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.png", 1)
+        (tmp_path / "b.png").write_bytes(b"not a PNG")
+        write(tmp_path / "c.png", 3)
+        (tmp_path / "d.png").mkdir()
+        source = ImageSource(tmp_path)
+        assert [position for position, _ in source] == [0, 2]
+        assert [line.split(": ")[0] for line in source.skipped] == [str(tmp_path / "b.png"), str(tmp_path / "d.png")]
+
+    def test_of_an_npz_are_named_by_their_position(self, tmp_path: Path) -> None:
+        source = ImageSource(npz(tmp_path / "a.npz", images=np.zeros((2, 4, 4, 7), np.uint8)))
+        assert list(source) == []
+        assert [line.split(":")[0] for line in source.skipped] == ["images[0]", "images[1]"]
+
+    def test_are_named_once_however_often_they_are_asked_for(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(b"")
+        source = ImageSource(tmp_path)
+        for _ in range(3):
+            assert list(source.select([0])) == []
+        assert len(source.skipped) == 1

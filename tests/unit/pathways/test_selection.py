@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pathlens.pathways.selection import select_top
+
+SPARSITY = st.floats(0, 1, exclude_max=True)
+# Few different values, so that ties and zeros are the rule.
+ROWS = st.integers(1, 40).flatmap(
+    lambda neurons: st.lists(
+        st.lists(st.sampled_from([0.0, 0.25, 1.0, 1.5, 2.0**-140, 3e38]), min_size=neurons, max_size=neurons),
+        min_size=1,
+        max_size=4,
+    )
+)
+
+
+def naive(row: list[float], sparsity: float) -> list[bool]:
+    count = round((1 - sparsity) * len(row))
+    best = sorted(range(len(row)), key=lambda index: (-row[index], index))[:count]
+    return [index in best and row[index] > 0 for index in range(len(row))]
+
+
+class TestSelectTop:
+    @given(ROWS, SPARSITY)
+    def test_keeps_the_highest_scores_the_lowest_index_first_and_no_zero(
+        self, rows: list[list[float]], sparsity: float
+    ) -> None:
+        assert select_top(torch.tensor(rows), sparsity).tolist() == [naive(row, sparsity) for row in rows]
+
+    @given(st.integers(1, 3000), SPARSITY)
+    def test_keeps_exactly_the_count_where_all_contribute(self, neurons: int, sparsity: float) -> None:
+        scores = torch.rand(2, neurons, generator=torch.Generator().manual_seed(neurons)) + 0.1
+        assert select_top(scores, sparsity).sum(1).tolist() == [round((1 - sparsity) * neurons)] * 2
+
+    @given(ROWS, SPARSITY)
+    def test_treats_each_row_as_if_it_were_alone(self, rows: list[list[float]], sparsity: float) -> None:
+        together = select_top(torch.tensor(rows), sparsity)
+        alone = [select_top(torch.tensor([row]), sparsity) for row in rows]
+        assert torch.equal(together, torch.cat(alone))
+
+    @given(ROWS)
+    def test_keeps_a_subset_at_a_higher_sparsity(self, rows: list[list[float]]) -> None:
+        dense, sparse = (select_top(torch.tensor(rows), sparsity) for sparsity in (0.3, 0.7))
+        assert not (sparse & ~dense).any()
+
+    @pytest.mark.parametrize("sparsity", [-0.01, 1.0, 2.0, math.nan, math.inf, -math.inf])
+    def test_refuses_a_sparsity_outside_its_range(self, sparsity: float) -> None:
+        with pytest.raises(ValueError, match=rf"sparsity is {sparsity}; expected a number in \[0, 1\)"):
+            select_top(torch.ones(1, 4), sparsity)
+
+    @pytest.mark.parametrize("scores", [torch.zeros(2, 9), torch.zeros(0, 9)])
+    def test_keeps_nothing_where_nothing_contributes(self, scores: Tensor) -> None:
+        assert not select_top(scores, 0.0).any()

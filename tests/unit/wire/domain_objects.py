@@ -1,0 +1,131 @@
+"""Strategies for everything that crosses the wire."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pathlens.explanation import (
+    STAGES,
+    Ablation,
+    ClassPathway,
+    ClassPathwayStatistics,
+    Explanation,
+    ExplanationOptions,
+    ExplanationRequest,
+    ExplanationResult,
+    Faithfulness,
+    Granularity,
+    ModelDescription,
+    ModelReference,
+    NeuronContribution,
+    Output,
+    PathwaySource,
+    Prediction,
+    Reduction,
+    ServedModel,
+    TapDescription,
+    TapMask,
+    Targets,
+    TransferFigures,
+)
+
+counts = st.integers(0, 2**32 - 1)
+indices = st.integers(-(2**31), 2**31 - 1)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+single = st.floats(width=32, allow_nan=False)
+double = st.floats(allow_nan=False)
+shares = st.none() | st.floats(0, 1)
+
+
+def tuples(elements: st.SearchStrategy[Any], max_size: int = 4) -> st.SearchStrategy[Any]:
+    return st.lists(elements, max_size=max_size).map(tuple)
+
+
+def arrays(dtype: Any, least: int = 0) -> st.SearchStrategy[Any]:
+    shapes = hnp.array_shapes(min_dims=least, max_dims=4, min_side=0, max_side=4)
+    elements = {"allow_nan": False} if np.dtype(dtype).kind == "f" else None
+    return hnp.arrays(dtype, shapes, elements=elements)
+
+
+images: st.SearchStrategy[Any] = st.binary(max_size=20) | arrays(np.uint8) | arrays(np.float32)
+references = st.builds(ModelReference, texts, texts)
+served_models = st.builds(ServedModel, texts, texts, texts)
+options = st.builds(
+    ExplanationOptions,
+    targets=st.builds(Targets, counts, tuples(indices), tuples(texts)),
+    source=st.sampled_from(PathwaySource),
+    sparsity=st.none() | double,
+    granularity=st.none() | st.sampled_from(Granularity),
+    outputs=st.frozensets(st.sampled_from(Output), min_size=1),
+    reduction=st.sampled_from(Reduction),
+    top_neurons=counts,
+    predictions=st.integers(1, 2**32 - 1),
+)
+requests = st.builds(ExplanationRequest, images, options)
+predictions = st.builds(Prediction, indices, texts, single, single)
+masks = st.builds(TapMask, texts, arrays(np.bool_, least=1))
+explanations = st.builds(
+    Explanation,
+    target=predictions,
+    source=st.sampled_from(PathwaySource),
+    granularity=st.sampled_from(Granularity),
+    ablation=st.sampled_from(Ablation),
+    sparsity=double,
+    class_pathway_iou=st.none() | double,
+    pathway=tuples(masks),
+    faithfulness=st.none() | st.builds(Faithfulness, single, single, single, st.booleans()),
+    map=st.none() | arrays(np.float32),
+    heatmap_png=st.binary(max_size=8),
+    overlay_png=st.binary(max_size=8),
+    top_neurons=tuples(st.builds(NeuronContribution, texts, tuples(st.integers(0, 2**63 - 1)), single)),
+)
+# Durations hold whole nanoseconds.
+seconds = st.integers(0, 10**15).map(lambda nanoseconds: nanoseconds / 1e9)
+results = st.builds(
+    ExplanationResult,
+    predictions=tuples(predictions),
+    explanations=tuples(explanations, max_size=2),
+    stage_seconds=st.dictionaries(st.sampled_from(STAGES), seconds),
+    model=served_models,
+)
+figures = st.builds(TransferFigures, counts, counts, shares, shares, shares, shares, shares, shares)
+class_pathways = st.builds(
+    ClassPathway,
+    class_index=indices,
+    label=texts,
+    granularity=st.sampled_from(Granularity),
+    ablation=st.sampled_from(Ablation),
+    sparsity=double,
+    pathway=tuples(masks),
+    statistics=st.builds(
+        ClassPathwayStatistics, counts, double, st.sampled_from(PathwaySource), double, shares, figures, figures
+    ),
+    model=served_models,
+)
+models = st.builds(
+    ModelDescription,
+    model=served_models,
+    classifier_sha256=texts,
+    labels=tuples(texts),
+    input_shape=st.tuples(*[st.integers(1, 2**40)] * 3),
+    taps=tuples(st.builds(TapDescription, texts, texts, tuples(st.integers(1, 2**40)))),
+    sources=tuples(st.sampled_from(PathwaySource)),
+    granularity=st.sampled_from(Granularity),
+    default_sparsity=double,
+    class_pathway_count=counts,
+)
+
+
+def comparable(value: object) -> object:
+    """Return a value that compares equal exactly if the objects hold the same, arrays included."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return {key: comparable(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(comparable, value))
+    if hasattr(value, "__dataclass_fields__"):
+        return type(value), {name: comparable(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
