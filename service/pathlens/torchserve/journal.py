@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pathlens.torchserve.archive import ServedModel
@@ -20,7 +21,6 @@ _HANDLER_BEGINS = "model_name: "
 _LOAD_FAILED = "Failed to load model"
 _WORKER_DIED = "Backend worker process died"
 _UNDERLINE = re.compile(r"[ ~^]*")
-_SILENT_END = "(nothing: it was ended from outside, as the system does when memory runs out)"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LoadFailures:
 
     Args:
         count: How often; 0 if none has failed.
-        words: What the worker printed the first time.
+        words: What the worker printed about it; empty if it ended in silence.
     """
 
     count: int
@@ -137,18 +137,25 @@ class Journal:
 
 
 def _first_failure(printed: list[str]) -> str:
-    """Cut the first failure out of all that a worker has printed.
+    """Cut the first failure of which something is known out of all that a worker has printed.
 
-    The last one may still be incomplete: TorchServe notices the end of a worker before it has read all its output.
+    TorchServe notices the end of a worker before it has read all its output, and then forgets the rest: any of the
+    worker's lives may be cut short, and the last one may still be going on.
     """
     begins = [number for number, message in enumerate(printed) if message.startswith(_WORKER_BEGINS)]
-    life = printed[: begins[1]] if len(begins) > 1 else printed
-    for number, message in enumerate(life):
-        if message.startswith(_HANDLER_BEGINS):
-            life = life[number + 1 :]
-            break
-    if any(message.startswith(_LOAD_FAILED) for message in life):
+    lives = [printed[begin:end] for begin, end in pairwise([*begins, len(printed)])] or [printed]
+    return next(filter(None, map(_words, lives)), "")
+
+
+def _words(life: list[str]) -> str:
+    """Return what a worker printed about its failure during one life; empty if it did not get so far."""
+    begins = [number for number, message in enumerate(life) if message.startswith(_HANDLER_BEGINS)]
+    failed = any(message.startswith(_LOAD_FAILED) for message in life)
+    if not begins and not failed:
+        return ""
+    life = life[begins[0] + 1 :] if begins else life
+    if failed:
         died = [number for number, message in enumerate(life) if message.startswith(_WORKER_DIED)]
         life = life[: died[0]] if died else life
     words = [message for message in life if not _UNDERLINE.fullmatch(message)]
-    return "\n".join(words[-_QUOTED_TRACEBACK_LINES:]) or _SILENT_END
+    return "\n".join(words[-_QUOTED_TRACEBACK_LINES:])

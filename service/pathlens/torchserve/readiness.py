@@ -18,6 +18,9 @@ _POLL_SECONDS = 0.1
 _CALL_SECONDS = 10.0
 # TorchServe goes on restarting a worker that cannot load its model for minutes; what failed twice will fail again.
 _LOAD_FAILURES = 2
+# What a worker prints at its end may be lost, so that one failing in silence is given more tries to say why.
+_SILENT_LOAD_FAILURES = 4
+_SILENT_END = "(nothing: it was ended from outside, as the system does when memory runs out)"
 _CANARY_FAILURES = 3
 _CANARY_PAUSE_SECONDS = 1.0
 
@@ -92,9 +95,9 @@ class Readiness:
         if not self._is_running():
             raise self._failure(model, "cannot be served: TorchServe has ended", "JVM_ENDED", self._journal.tail())
         failures = self._journal.load_failures(model, since=self._begin)
-        if failures.count >= _LOAD_FAILURES:
+        if failures.count >= (_LOAD_FAILURES if failures.words else _SILENT_LOAD_FAILURES):
             what = f"cannot be loaded: its worker has ended {failures.count} times"
-            raise self._failure(model, what, "MODEL_LOAD_FAILED", failures.words)
+            raise self._failure(model, what, "MODEL_LOAD_FAILED", failures.words or _SILENT_END)
         if time.monotonic() > self._deadline:
             what = f"is not ready after {self._timeout:g} s; it {state}"
             raise self._failure(model, what, "START_TIMEOUT", self._journal.last_words(model))
