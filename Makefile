@@ -47,7 +47,7 @@ clean: ## Remove everything that was built, but not the virtual environment.
 	rm -rf build dist model_store/*.mar
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || (rm -rf $(VENV); false)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo]'

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,13 @@ def _decode_worker_request(
         if not isinstance(data, bytes | bytearray):
             raise DecodeError("TorchServe made text or JSON of it, as the content type said")
         message = worker_pb2.WorkerRequest.FromString(bytes(data))
-        expired = message.HasField("deadline") and message.deadline.ToNanoseconds() < time.time_ns()
+        deadline = message.deadline.ToNanoseconds() / 1e9 if message.HasField("deadline") else None
     except (DecodeError, ValueError):
         error = InvalidRequestError("The input 'pathlens' is not a WorkerRequest.", reason="REQUEST_UNDECODABLE")
         reply = worker_pb2.WorkerReply(status=status_from_error(error))
         content = worker_pb2.WorkerResponse(replies=[reply]).SerializeToString()
         return lambda _: (content, _BINARY, 200)
-    encoders = [_decode_call(call, explainer, requests, expired) for call in message.calls]
+    encoders = [_decode_call(call, explainer, requests, deadline) for call in message.calls]
 
     def encode(answers: Sequence[Answer]) -> Reply:
         encoding_started = time.perf_counter()
@@ -124,11 +125,11 @@ def _decode_worker_request(
 
 
 def _decode_call(
-    call: worker_pb2.WorkerCall, explainer: Explainer, requests: list[ExplanationRequest], expired: bool
+    call: worker_pb2.WorkerCall, explainer: Explainer, requests: list[ExplanationRequest], deadline: float | None
 ) -> Callable[[Sequence[Answer]], worker_pb2.WorkerReply]:
     kind = call.WhichOneof("call")
     try:
-        if expired:
+        if deadline is not None and time.time() > deadline:
             raise DeadlineExceededError("The deadline passed while the request waited for the worker.")
         if kind == "get_model":
             model = pb.GetModelResponse(model=model_to_message(explainer.describe()))
@@ -144,6 +145,7 @@ def _decode_call(
             reply = worker_pb2.WorkerReply(status=OK, get_class_pathway=class_pathway_response(stored))
             return lambda _: reply
         request = request_from_predict(call.predict) if kind == "predict" else request_from_explain(call.explain)
+        request = replace(request, deadline=deadline)
     except Exception as error:
         if not isinstance(error, PathlensError):
             _logger.exception("Reading a request failed")
@@ -157,9 +159,13 @@ def _decode_call(
 def _encode_answer(answer: Answer, explaining: bool) -> worker_pb2.WorkerReply:
     if isinstance(answer, PathlensError):
         return worker_pb2.WorkerReply(status=status_from_error(answer))
-    if explaining:
-        return worker_pb2.WorkerReply(status=OK, explain=explain_response(answer))
-    return worker_pb2.WorkerReply(status=OK, predict=predict_response(answer))
+    try:
+        if explaining:
+            return worker_pb2.WorkerReply(status=OK, explain=explain_response(answer))
+        return worker_pb2.WorkerReply(status=OK, predict=predict_response(answer))
+    except Exception as error:
+        _logger.exception("Encoding an answer failed")
+        return worker_pb2.WorkerReply(status=status_from_error(error))
 
 
 def _fitted(replies: Sequence[worker_pb2.WorkerReply], max_bytes: int) -> list[worker_pb2.WorkerReply]:

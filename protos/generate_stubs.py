@@ -35,6 +35,7 @@ def generate(output: Path) -> None:
             ],
             check=True,
             stderr=subprocess.PIPE,
+            text=True,
         )
         for stub in sorted(Path(scratch).rglob("*.py*")):
             text = stub.read_text()
@@ -50,4 +51,7 @@ def generate(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else WIRE)
+    try:
+        generate(Path(sys.argv[1]) if len(sys.argv) > 1 else WIRE)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.stderr)

@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from pathlens.bundle.store import load_bundle
     from pathlens.classifier.capture import capture
     from pathlens.client.client import Client
+    from pathlens.pathways.neuron_intgrad import neuron_intgrad
     from pathlens.pathways.neuron_mct import neuron_mct
 
 _HOMES = {
     "Client": "pathlens.client.client",
     "capture": "pathlens.classifier.capture",
     "load_bundle": "pathlens.bundle.store",
+    "neuron_intgrad": "pathlens.pathways.neuron_intgrad",
     "neuron_mct": "pathlens.pathways.neuron_mct",
     "pathway_gradient": "pathlens.attribution.pathway_gradient",
 }
 
-__all__ = ["Client", "__version__", "capture", "load_bundle", "neuron_mct", "pathway_gradient"]
+__all__ = ["Client", "__version__", "capture", "load_bundle", "neuron_intgrad", "neuron_mct", "pathway_gradient"]
 
 
 def __getattr__(name: str) -> Any:

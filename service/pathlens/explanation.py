@@ -3,6 +3,7 @@
 The explainer computes these objects, `pathlens.wire` carries them, the client returns them. Nothing here needs torch.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -62,12 +63,18 @@ class Output(Enum):
     MAP = "map"
     """The pathway-gradient map as float32."""
     HEATMAP = "heatmap"
-    """The map as a PNG at the size of the image."""
+    """The map as a PNG at the size of the image, its longest side reduced to 2,048 pixels."""
     OVERLAY = "overlay"
-    """The map drawn over the image, a PNG at the size of the image."""
+    """The map drawn over the image, a PNG of the same size."""
     FAITHFULNESS = "faithfulness"
     """The target's confidence in the pathway network, beside that in the whole classifier."""
 
+
+MAX_TARGETS = 16
+"""Most targets of one image: each costs a pass of the pathway network."""
+
+MAX_TOP_NEURONS = 1000
+"""Most neurons that one explanation lists."""
 
 DEFAULT_OUTPUTS = frozenset({Output.PATHWAY, Output.MAP, Output.FAITHFULNESS})
 
@@ -125,11 +132,13 @@ class ExplanationRequest:
         image: The image.
         options: What to explain; None asks for the prediction alone.
         predictions: How many of the most probable classes to report where there are no options.
+        deadline: Moment, in seconds since the epoch, after which nobody waits for the answer; None without a limit.
     """
 
     image: ImageInput
     options: ExplanationOptions | None = ExplanationOptions()
     predictions: int = 5
+    deadline: float | None = None
 
     @property
     def prediction_count(self) -> int:
@@ -163,6 +172,16 @@ class TapMask:
     def kept(self) -> int:
         """Number of neurons kept at this tap."""
         return int(self.mask.sum())
+
+    def pack(self) -> bytes:
+        """Pack the mask in row-major order; the first neuron of a byte is its least significant bit."""
+        return np.packbits(self.mask.reshape(-1), bitorder="little").tobytes()
+
+    @classmethod
+    def unpack(cls, tap: str, shape: tuple[int, ...], packed: bytes) -> "TapMask":
+        """Undo `pack` for a mask of a shape."""
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=math.prod(shape), bitorder="little")
+        return cls(tap, bits.astype(bool).reshape(shape))
 
 
 @dataclass(frozen=True)
@@ -258,7 +277,7 @@ class ExplanationResult:
 
 @dataclass(frozen=True)
 class TransferFigures:
-    """How a class mask behaves on images that did not build it (measures as in docs/science.md).
+    """How a class mask behaves on images that did not build it.
 
     Attributes:
         member_images: Held-out images predicted as the class.

@@ -82,6 +82,11 @@ CASES = {
     "a tensor of another shape": Case(
         lambda client: client.predict(np.zeros((3, 8, 8), np.float32)), INVALID, "TENSOR_INVALID"
     ),
+    "a tensor of another type": Case(
+        lambda client: client.predict(np.zeros((1, 8, 8))),  # type: ignore[arg-type]
+        INVALID,
+        "TENSOR_INVALID",
+    ),
     "a tensor with NaN": Case(lambda client: client.predict(tensor(np.nan)), INVALID, "TENSOR_NOT_FINITE"),
     "a tensor with infinity": Case(lambda client: client.predict(tensor(np.inf)), INVALID, "TENSOR_NOT_FINITE"),
     "a tensor that overflows": Case(lambda client: client.predict(tensor(3e38)), INVALID, "OUTPUT_NOT_FINITE"),
@@ -90,6 +95,10 @@ CASES = {
     "a class index beyond the last": Case(explain(targets=Targets(class_indices=(10,))), MISSING, "CLASS_NOT_FOUND"),
     "a negative class index": Case(explain(targets=Targets(class_indices=(-1,))), MISSING, "CLASS_NOT_FOUND"),
     "more targets than classes": Case(explain(targets=Targets(top_k=11)), INVALID, "OPTION_INVALID"),
+    "more targets than an answer holds": Case(
+        explain(targets=Targets(class_indices=tuple(range(10)), labels=tuple("0123456"))), INVALID, "OPTION_INVALID"
+    ),
+    "more neurons than an answer holds": Case(explain(top_neurons=1001), INVALID, "OPTION_INVALID"),
     "a sparsity of one": Case(explain(source=PathwaySource.NEURON_MCT, sparsity=1.0), INVALID, "OPTION_INVALID"),
     "a negative sparsity": Case(explain(source=PathwaySource.NEURON_MCT, sparsity=-0.1), INVALID, "OPTION_INVALID"),
     "a sparsity of NaN": Case(explain(source=PathwaySource.NEURON_MCT, sparsity=np.nan), INVALID, "OPTION_INVALID"),
@@ -158,5 +167,5 @@ def test_an_unspecified_tensor_type_names_its_field(served: Served) -> None:
 
 
 def test_no_call_killed_the_worker(served: Served) -> None:
-    # TorchServe's handler answers every bad item itself; a worker that died would have left its mark in the log.
-    assert "Worker died" not in served.service.torchserve.log_path.read_text()
+    # TorchServe's handler answers every bad item itself; a worker that died would have been started anew.
+    assert "Retry worker" not in served.service.torchserve.log_path.read_text()

@@ -240,3 +240,27 @@ def test_clients_of_several_threads_get_their_own_answers(served: Served, digits
 def test_a_client_can_be_made_without_naming_the_only_model(served: Served) -> None:
     with Client(served.service.address) as client:
         assert client.list_models()
+
+
+def test_a_missing_file_in_a_stream_is_the_callers_own_error(served: Served, digits: Path) -> None:
+    with served.client() as client, pytest.raises(FileNotFoundError):
+        list(client.stream_explain([digit(digits), Path("no-such-image.png")]))
+
+
+def test_an_option_that_no_message_can_hold_is_named(served: Served, digits: Path) -> None:
+    with served.client() as client:
+        for call in (client.explain, lambda image, options: list(client.stream_explain([image], options))):
+            with pytest.raises(InvalidRequestError):
+                call(digit(digits), ExplanationOptions(top_neurons=-1))
+        with pytest.raises(InvalidRequestError):
+            client.predict(digit(digits), predictions=-1)
+
+
+def test_a_proxy_of_the_environment_does_not_come_between_the_client_and_this_machine(
+    served: Served, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with served.client(timeout=20) as client:
+        assert client.predict(digit(digits)).predictions

@@ -465,7 +465,7 @@ def test_a_missing_archive_is_refused_before_java_starts(tmp_path: Path) -> None
 def test_a_file_that_is_no_zip_is_refused_before_java_starts(tmp_path: Path) -> None:
     archive = tmp_path / "text.mar"
     archive.write_text("not an archive")
-    with pytest.raises(BundleError, match=r"text.mar is not a zip file or is cut short"):
+    with pytest.raises(BundleError, match=r"text.mar is not a plain zip file, or is damaged"):
         TorchServe(TorchServeSettings(archives=(archive,)))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pathlens.attribution.rendering import fit_within, render_heatmap, render_overlay
+from pathlens.attribution.rendering import render_heatmap, render_overlay
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.explanation import Reduction
 
@@ -21,7 +21,7 @@ def draw_heatmap(
     """
     single = _one_channel(values, reduction)
     if pixels is not None:
-        single = preprocessing.place(single, *fit_within(pixels).shape[:2])
+        single = preprocessing.place(single, *pixels.shape[:2])
     return render_heatmap(single, signed=reduction is not Reduction.MAGNITUDE_SUM)
 
 
@@ -29,9 +29,8 @@ def draw_overlay(
     values: NDArray[np.float32], reduction: Reduction, preprocessing: Preprocessing, pixels: NDArray[np.uint8]
 ) -> bytes:
     """Draw a map over its image as a PNG; arguments as for `draw_heatmap`."""
-    fitted = fit_within(pixels)
-    placed = preprocessing.place(_one_channel(values, reduction), *fitted.shape[:2])
-    return render_overlay(placed, fitted, signed=reduction is not Reduction.MAGNITUDE_SUM)
+    placed = preprocessing.place(_one_channel(values, reduction), *pixels.shape[:2])
+    return render_overlay(placed, pixels, signed=reduction is not Reduction.MAGNITUDE_SUM)
 
 
 def _one_channel(values: NDArray[np.float32], reduction: Reduction) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ Nothing is pickled, and nothing in a bundle can name code to run but tensor oper
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -45,6 +46,8 @@ from pathlens.explanation import (
     TransferFigures,
 )
 from pathlens.pathways.bank import ClassCounts, ClassPathwayBank
+
+_logger = logging.getLogger(__name__)
 
 MANIFEST = "bundle.json"
 PROGRAM = "classifier.json"
@@ -86,9 +89,13 @@ class Bundle:
         """Make the explainer of this bundle.
 
         Args:
-            device: Where to compute.
+            device: Where to compute. A CUDA device that this torch cannot use is replaced by the CPU, with a warning in
+                the log: TorchServe hands out every GPU it sees, whatever torch was built for.
             version: Version under which it is served.
         """
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            _logger.warning("This torch cannot use %s; computing on the CPU", device)
+            device = "cpu"
         return Explainer(
             self.classifier.to(device),
             self.preprocessing,
@@ -114,12 +121,12 @@ def save_bundle(bundle: Bundle, folder: Path) -> str:
     new, old = scratch / "new", scratch / "old"
     try:
         new.mkdir(0o755)
-        (new / PROGRAM).write_text(bundle.classifier.program.to_json())
+        (new / PROGRAM).write_text(bundle.classifier.program.to_json(), encoding="utf-8")
         (new / WEIGHTS).write_bytes(bundle.classifier.weights_bytes())
         (new / BANK).write_bytes(_bank_bytes(bundle))
         files = {name: _sha256(new / name) for name in FILES}
         text = _manifest(bundle, files).model_dump_json(indent=2) + "\n"
-        (new / MANIFEST).write_text(text)
+        (new / MANIFEST).write_text(text, encoding="utf-8")
         if folder.exists():
             folder.rename(old)
         try:
@@ -159,7 +166,7 @@ def load_bundle(folder: Path | str) -> Bundle:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     try:
-        program = Program.from_json((folder / PROGRAM).read_text())
+        program = Program.from_json((folder / PROGRAM).read_text(encoding="utf-8"))
         classifier = CapturedClassifier(program, safetensors.torch.load_file(folder / WEIGHTS))
         preprocessing = Preprocessing.from_json(manifest.preprocessing)
     except (CaptureError, SafetensorError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pathlens.classifier.program import Program, build_graph
+from pathlens.classifier.recording import Recording
 from pathlens.classifier.taps import Tap
 
 TapEdit = Callable[[int, Tensor], Tensor]
@@ -93,9 +94,10 @@ class CapturedClassifier:
         return safetensors.torch.save({name: weight.cpu().contiguous() for name, weight in self.weights.items()})
 
     def to(self, device: torch.device | str) -> "CapturedClassifier":
-        """Move the weights to a device and return this classifier."""
-        self._module.to(device)
-        return self
+        """Return the same classifier on a device; this one stays where it is."""
+        if self.device == torch.device(device):
+            return self
+        return CapturedClassifier(self.program, {name: weight.to(device) for name, weight in self.weights.items()})
 
     def __call__(self, images: Tensor, pathway: TapEditor | None = None) -> Tensor:
         """Classify, through the whole classifier or through a pathway alone.
@@ -114,12 +116,14 @@ class CapturedClassifier:
 
     def run(self, images: Tensor, edit: TapEdit | None = None) -> Tensor:
         """Classify while `edit` replaces the output of each tap. Returns logits, float32 [B, K]."""
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
-            raise ValueError(
-                f"images have shape {list(images.shape)}; expected [batch, {', '.join(map(str, self.input_shape))}]"
-            )
+        self._check(images)
         logits: Tensor = self._module(images, edit)
         return logits.float()
+
+    def record(self, images: Tensor) -> Recording:
+        """Classify and keep every value, to run the network behind single taps again."""
+        self._check(images)
+        return Recording(self._module, images)
 
     def trace(self, images: Tensor, pathway: TapEditor | None = None) -> Trace:
         """Classify and record what every tap passed on, with the graph that gradients need.
@@ -141,3 +145,9 @@ class CapturedClassifier:
         with torch.enable_grad():
             logits = self.run(images, record)
         return Trace(logits, tuple(activations))
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"images have shape {list(images.shape)}; expected [batch, {', '.join(map(str, self.input_shape))}]"
+            )

@@ -12,9 +12,6 @@ from pathlens.errors import InvalidRequestError
 
 ACCEPTED_FORMATS = "JPEG, PNG and WebP"
 
-# Our limit, checked on every image, replaces Pillow's global one.
-Image.MAX_IMAGE_PIXELS = None
-
 # Pillow opens a JPEG of several pictures (MPO) through "JPEG"; it has no opener of the name "MPO".
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -88,6 +85,14 @@ def decode_image(data: bytes, limits: DecodingLimits = _DEFAULT_LIMITS) -> NDArr
             return np.array(_to_rgb(image))
     except InvalidRequestError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own limit is above ours; it looks first.
+        raise InvalidRequestError(
+            f"The image has more than {limits.max_pixels} pixels; send a smaller one.",
+            reason="IMAGE_TOO_LARGE",
+            field="image",
+            metadata={"max_pixels": limits.max_pixels},
+        ) from error
     except Exception as error:
         # Pillow meets damage with OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError and others, and
         # documents no common base: whatever it raises here, it is the file that cannot be decoded.

@@ -10,9 +10,11 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, fx
 
 from pathlens.classifier.taps import Tap, owning_module
@@ -31,9 +33,14 @@ _SCALAR_FUNCTIONS: dict[str, Callable[..., Any]] = {
 _CONSTANTS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 
+_STRICT = ConfigDict(extra="forbid")
+
+
 @dataclass(frozen=True)
 class Call:
     """One operator call; arguments are JSON values as written by `_encode`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     name: str
     function: str
@@ -53,6 +60,8 @@ class Program:
         taps: The activation calls, in order.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     input_shape: tuple[int, int, int]
     classes: int
     calls: tuple[Call, ...]
@@ -71,16 +80,14 @@ class Program:
             CaptureError: If the text is not a program.
         """
         try:
-            data = json.loads(text)
-            return cls(
-                input_shape=(data["input_shape"][0], data["input_shape"][1], data["input_shape"][2]),
-                classes=data["classes"],
-                calls=tuple(Call(**call) for call in data["calls"]),
-                output=data["output"],
-                taps=tuple(Tap(**{**tap, "shape": tuple(tap["shape"])}) for tap in data["taps"]),
-            )
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise CaptureError(f"This is not a stored program: {error!r}.") from error
+            return _schema().validate_json(text, strict=True)
+        except ValueError as error:
+            raise CaptureError(f"This is not a stored program: {error}") from error
+
+
+@cache
+def _schema() -> TypeAdapter[Program]:
+    return TypeAdapter(Program)
 
 
 def encode_graph(graph: fx.Graph) -> tuple[list[Call], str, dict[str, str]]:
@@ -159,7 +166,7 @@ def build_graph(program: Program, weights: Mapping[str, Tensor]) -> fx.GraphModu
             keywords = {key: decode(value) for key, value in call.keywords.items()}
             node = graph.call_function(function, tuple(decode(item) for item in call.arguments), keywords)
             if call.name in taps:
-                node = graph.call_function(_edit, (edit, taps[call.name], node))
+                node = graph.call_function(edit_tap, (edit, taps[call.name], node))
             values[call.name] = node
         graph.output(values[program.output])
         if not taps.keys() <= values.keys():
@@ -169,7 +176,8 @@ def build_graph(program: Program, weights: Mapping[str, Tensor]) -> fx.GraphModu
     return fx.GraphModule(root, graph)
 
 
-def _edit(edit: Callable[[int, Tensor], Tensor] | None, index: int, activation: Tensor) -> Tensor:
+def edit_tap(edit: Callable[[int, Tensor], Tensor] | None, index: int, activation: Tensor) -> Tensor:
+    """Let `edit` replace the output of a tap; stands behind every tap of a graph made by `build_graph`."""
     return activation if edit is None else edit(index, activation)
 
 

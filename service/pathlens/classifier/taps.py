@@ -11,6 +11,7 @@ ACTIVATIONS = frozenset(
         *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh"),
         *("gelu", "silu", "hardswish", "mish", "elu", "celu", "selu"),
         *("softplus", "tanh", "sigmoid", "hardsigmoid"),
+        *("threshold", "hardshrink", "softshrink", "glu"),
     }
 )
 """Names of the ATen operators that count as activation functions."""
@@ -82,9 +83,13 @@ def owning_module(node: fx.Node) -> str:
 
 
 def _activation_name(node: fx.Node) -> str:
-    # PyTorch computes ReLU6 as a hard tangent between 0 and 6.
-    is_relu6 = operator_name(node) == "hardtanh" and tuple(node.args[1:3]) == (0.0, 6.0)
-    return "relu6" if is_relu6 else operator_name(node)
+    # PyTorch computes ReLU6 as a hard tangent between 0 and 6, and some networks write ReLU as a clamp at 0.
+    name, bounds = operator_name(node), tuple(node.args[1:3])
+    if name in ("hardtanh", "clamp") and bounds == (0, 6):
+        return "relu6"
+    if name in ("clamp", "clamp_min") and bounds in ((0,), (0, None)):
+        return "relu"
+    return name
 
 
 def _only_multiplies(node: fx.Node) -> bool:

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pathlens.cli.ranges import FloatRange
 from pathlens.client import Client
 from pathlens.errors import PathlensError
 from pathlens.explanation import (
@@ -54,7 +53,6 @@ def _choice(kind: type[_T]) -> click.Choice[str]:
 @click.option("--class-index", "indices", type=_INDEX, multiple=True, help="Explain this class, by index; repeatable.")
 @click.option("--top-neurons", type=_COUNT, default=0, help="List the neurons that contribute most.")
 @click.option("--output", "outputs", type=_choice(Output), multiple=True, help="What to ask for; repeatable.")
-@click.option("--timeout", type=FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds.")
 def command(
     images: tuple[Path, ...],
     address: str,
@@ -70,7 +68,6 @@ def command(
     indices: tuple[int, ...],
     top_neurons: int,
     outputs: tuple[str, ...],
-    timeout: float,
 ) -> None:
     """Explain IMAGES through a running service.
 
@@ -95,16 +92,18 @@ def command(
         top_neurons=top_neurons,
     )
     answers: dict[int, ExplanationResult | PathlensError] = {}
-    with Client(address, model, timeout=timeout) as client:
-        stream = client.stream_explain(images, options)
-        for position, answer in _with_progress(stream, len(images)):
-            answers[position] = answer
-            if out is not None and isinstance(answer, ExplanationResult):
-                _write(out, images[position].stem if _unique(images) else f"{position}-{images[position].stem}", answer)
-    if form == "json":
-        _print_json(images, answers)
-    else:
-        _print_table(images, answers)
+    try:
+        with Client(address, model) as client:
+            for position, answer in _with_progress(client.stream_explain(images, options), len(images)):
+                answers[position] = answer
+                if out is not None and isinstance(answer, ExplanationResult):
+                    _write(out, _stem(images, position), answer)
+    finally:
+        # What came is shown even if the rest did not.
+        if answers and form == "json":
+            _print_json(images, answers)
+        elif answers:
+            _print_table(images, answers)
     if any(isinstance(answer, PathlensError) for answer in answers.values()):
         raise click.exceptions.Exit(1)
 
@@ -115,8 +114,10 @@ def _with_progress(
     yield from track(stream, "Explaining", total, console=Console(stderr=True), transient=True)
 
 
-def _unique(images: Sequence[Path]) -> bool:
-    return len({image.stem for image in images}) == len(images)
+def _stem(images: Sequence[Path], position: int) -> str:
+    """Name the files of an image after it, with its number where names repeat."""
+    repeated = len({image.stem for image in images}) < len(images)
+    return f"{position}-{images[position].stem}" if repeated else images[position].stem
 
 
 def _as_dict(result: ExplanationResult) -> dict[str, Any]:
@@ -138,8 +139,8 @@ def _write(folder: Path, name: str, result: ExplanationResult) -> None:
 
 def _print_json(images: Sequence[Path], answers: dict[int, ExplanationResult | PathlensError]) -> None:
     documents = []
-    for position, image in enumerate(images):
-        answer = answers[position]
+    for position, answer in sorted(answers.items()):
+        image = images[position]
         if isinstance(answer, PathlensError):
             error = {"code": answer.code, "reason": answer.reason, "message": answer.message}
             documents.append({"image": str(image), "error": error})
@@ -151,8 +152,8 @@ def _print_json(images: Sequence[Path], answers: dict[int, ExplanationResult | P
 def _print_table(images: Sequence[Path], answers: dict[int, ExplanationResult | PathlensError]) -> None:
     console = Console()
     table = explanation_table()
-    for position, image in enumerate(images):
-        answer = answers[position]
+    for position, answer in sorted(answers.items()):
+        image = images[position]
         if isinstance(answer, PathlensError):
             Console(stderr=True).print(f"{image}: {answer.message} [{answer.reason}]", markup=False)
             continue

@@ -134,8 +134,8 @@ def command(
 ) -> None:
     """Capture a classifier, find the pathways of its predictions on images, and build its class-pathway bank.
 
-    The images need no labels: what counts is what the classifier sees in them. A fifth of them is held out and tests
-    the bank.
+    The images need no labels: what counts is what the classifier sees in them. A fifth of them, at most 512, is
+    held out and tests the bank.
 
     \b
     Examples:
@@ -194,7 +194,7 @@ def _track(positions: Iterable[int], description: str, total: int, console: Cons
 def _read_labels(path: Path | None, images: ImageSource, classifier: CapturedClassifier) -> tuple[str, ...]:
     if path is not None:
         try:
-            return tuple(path.read_text().splitlines())
+            return tuple(path.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise FitError(f"The labels {path} cannot be read: {error}.") from error
     if len(images.class_names) == classifier.classes:

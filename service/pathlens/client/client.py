@@ -10,7 +10,7 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from pathlens.errors import PathlensError
+from pathlens.errors import InvalidRequestError, PathlensError
 from pathlens.explanation import (
     ClassPathway,
     ExplanationOptions,
@@ -42,11 +42,11 @@ class Client:
         address: Host and port of the gateway.
         model: Name of the model to ask; empty where only one is served.
         version: Its version; empty for the newest.
-        timeout: Seconds after which a call fails with `DeadlineExceededError`; for a stream, the time for all of it.
+        timeout: Seconds after which a call fails with `DeadlineExceededError`. A stream may take any time.
         max_message_bytes: Largest message in either direction.
         credentials: Of the channel; None for plain text.
 
-    Every method raises the errors of `pathlens.errors`.
+    Every method raises the errors of `pathlens.errors`, and OSError for an image file that cannot be read.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class Client:
         options = [
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
+            # A proxy of the environment has no way to our own machine.
+            ("grpc.enable_http_proxy", 0 if _is_loopback(address) else 1),
         ]
         self._channel = (
             grpc.insecure_channel(address, options)
@@ -90,6 +92,10 @@ class Client:
             image: The image.
             predictions: How many of the most probable classes to report.
         """
+        if not 0 <= predictions < 2**32:
+            raise InvalidRequestError(
+                f"predictions is {predictions}; ask for at least 0.", reason="OPTION_INVALID", field="prediction_count"
+            )
         request = pb.PredictRequest(model=self._model, image=_image(image), prediction_count=predictions)
         with _typed_errors():
             return result_from_message(self._stub.Predict(request, timeout=self._timeout))
@@ -121,13 +127,27 @@ class Client:
         Yields:
             (position of the image, its result or its error), in the order in which they are ready.
         """
-        requests = (
-            pb.StreamExplainRequest(id=str(position), request=self._explain_request(image, options))
-            for position, image in enumerate(images)
-        )
-        with _typed_errors():
-            for response in self._stub.StreamExplain(requests, timeout=self._timeout):
-                yield int(response.id), _result_or_error(response.result)
+        message = options_to_message(options)
+        failures: list[Exception] = []
+
+        def requests() -> Iterator[pb.StreamExplainRequest]:
+            try:
+                for position, image in enumerate(images):
+                    request = pb.ExplainRequest(model=self._model, image=_image(image), options=message)
+                    yield pb.StreamExplainRequest(id=str(position), request=request)
+            except Exception as failure:
+                # gRPC reads this in a thread of its own and would report the failure as its own.
+                failures.append(failure)
+                raise
+
+        try:
+            with _typed_errors():
+                for response in self._stub.StreamExplain(requests()):
+                    yield int(response.id), _result_or_error(response.result)
+        except PathlensError:
+            if failures:
+                raise failures[0] from None
+            raise
 
     def get_class_pathway(self, selector: int | str) -> ClassPathway:
         """Return the stored pathway of a class, by index or label, with what it was built from."""
@@ -153,6 +173,10 @@ class Client:
 
     def _explain_request(self, image: Image, options: ExplanationOptions) -> pb.ExplainRequest:
         return pb.ExplainRequest(model=self._model, image=_image(image), options=options_to_message(options))
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("localhost:", "127.", "[::1]:"))
 
 
 def _image(image: Image) -> pb.Image:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathlens.errors import FailedPreconditionError, InvalidRequestError
-from pathlens.explanation import ExplanationOptions, Granularity, Output, PathwaySource
+from pathlens.explanation import MAX_TARGETS, MAX_TOP_NEURONS, ExplanationOptions, Granularity, Output, PathwaySource
 
 
 def check_options(
@@ -52,10 +52,15 @@ def check_options(
         )
     if not 0 <= options.targets.top_k <= classes:
         raise invalid_option(
-            "targets.top_k", options.targets.top_k, f"must be from 0 to {classes}, the number of classes"
+            "targets.top_k", options.targets.top_k, f"must be from 0 to {classes}, the number of classes", limit=classes
         )
-    if options.top_neurons < 0:
-        raise invalid_option("top_neurons", options.top_neurons, "must not be negative")
+    named = options.targets.top_k + len(options.targets.class_indices) + len(options.targets.labels)
+    if named > MAX_TARGETS:
+        raise invalid_option("targets", named, f"may name at most {MAX_TARGETS} classes", limit=MAX_TARGETS)
+    if not 0 <= options.top_neurons <= MAX_TOP_NEURONS:
+        raise invalid_option(
+            "top_neurons", options.top_neurons, f"must be from 0 to {MAX_TOP_NEURONS}", limit=MAX_TOP_NEURONS
+        )
 
 
 def check_prediction_count(count: int) -> None:
@@ -126,11 +131,11 @@ def check_finite(values: Tensor, what: str = "The classifier's output") -> Tenso
     return values
 
 
-def invalid_option(name: str, value: object, rule: str) -> InvalidRequestError:
-    """Make the error of an option that breaks a rule."""
+def invalid_option(name: str, value: object, rule: str, **limits: object) -> InvalidRequestError:
+    """Make the error of an option that breaks a rule; `limits` are the other values that the rule names."""
     return InvalidRequestError(
         f"Option {name} is {value}; it {rule}.",
         reason="OPTION_INVALID",
         field=f"options.{name}",
-        metadata={"option": name, "value": value},
+        metadata={"option": name, "value": value, **limits},
     )

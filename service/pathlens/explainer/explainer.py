@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pathlens.attribution.pathway_gradient import run_pathway
+from pathlens.attribution.rendering import fit_within
 from pathlens.classifier.captured import CapturedClassifier, Trace
 from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_image
 from pathlens.classifier.preprocessing import Preprocessing
@@ -25,7 +26,7 @@ from pathlens.explainer.checks import (
     check_tensor,
 )
 from pathlens.explainer.item import Item, Row, errors_of
-from pathlens.explainer.results import ResultBuilder, tap_masks
+from pathlens.explainer.results import ResultBuilder, find_top_neurons
 from pathlens.explainer.stage_clock import StageClock
 from pathlens.explanation import (
     ClassPathway,
@@ -35,17 +36,20 @@ from pathlens.explanation import (
     Granularity,
     ImageInput,
     ModelDescription,
+    Output,
     PathwaySource,
     ServedModel,
     TapDescription,
 )
 from pathlens.pathways.bank import ClassPathwayBank
-from pathlens.pathways.contributions import Contributions
-from pathlens.pathways.neuron_mct import contributions_of_trace
+from pathlens.pathways.contributions import Contributions, first_order
+from pathlens.pathways.neuron_mct import tap_gradients
 from pathlens.pathways.pathway import Pathway
 
 LARGEST_RUN = 16
-"""Rows in one pass of the network: bounds the memory that one batch can ask for."""
+"""Rows in one pass of the network."""
+
+PICTURES = frozenset({Output.HEATMAP, Output.OVERLAY})
 
 _T = TypeVar("_T")
 
@@ -106,19 +110,21 @@ class Explainer:
         items = [Item(request) for request in requests]
         clock.switch("decode")
         for item in items:
-            with errors_of(item):
-                self._decode(item)
+            if not item.expire():
+                with errors_of(item):
+                    self._decode(item)
         for traced in (False, True):
-            for chunk in _chunks([item for item in items if item.error is None and item.needs_trace is traced]):
-                with errors_of(*chunk):
-                    self._predict(chunk, traced, clock)
+            for chunk in _chunks([item for item in items if item.needs_trace is traced]):
+                if live := [item for item in chunk if not item.expire()]:
+                    with errors_of(*live):
+                        self._predict(live, traced, clock)
         rows = [row for item in items if item.error is None for row in item.rows if row.needs_run]
         if rows:
             clock.switch("gradient")
             self._run_pathways(rows)
         clock.switch("encode")
         for item in items:
-            if item.error is None:
+            if not item.expire():
                 with errors_of(item):
                     item.result = self._build_result(item)
         seconds = clock.stop()
@@ -138,7 +144,7 @@ class Explainer:
         pathway = self.bank.transfer([index])
         sparsity = float(pathway.sparsity[0])
         statistics = self.bank.statistics[index]
-        label, masks = self.labels[index], tap_masks(pathway)
+        label, masks = self.labels[index], pathway.tap_masks()
         return ClassPathway(
             index, label, pathway.granularity, pathway.ablation, sparsity, masks, statistics, self.model
         )
@@ -177,6 +183,8 @@ class Explainer:
             check_overlay(item.options, item.pixels is not None)
         if item.pixels is not None:
             item.tensor = torch.from_numpy(self.preprocessing.apply(item.pixels))
+            # Only pictures need the pixels again, and no picture is larger: whole photographs of a batch would add up.
+            item.pixels = fit_within(item.pixels) if item.options.outputs & PICTURES else None
         else:
             item.tensor = check_tensor(np.asarray(image, dtype=np.float32), self.classifier.input_shape)
 
@@ -215,9 +223,9 @@ class Explainer:
             # An item with fewer targets repeats its first one, so that the batch stays whole; its row is not used.
             classes = [wanted[rank] if rank < len(wanted) else (wanted or [0])[0] for wanted in targets]
             target = torch.tensor(classes, device=trace.logits.device)
-            for number, granularity in enumerate(sorted(granularities, key=lambda value: value.value)):
-                last = rank == ranks - 1 and number == len(granularities) - 1
-                contributions = contributions_of_trace(self.classifier, trace, target, granularity, keep_graph=not last)
+            gradients = tap_gradients(trace, target, keep_graph=rank < ranks - 1)
+            for granularity in granularities:
+                contributions = first_order(self.classifier.taps, trace.activations, gradients, granularity)
                 for index, (item, wanted) in enumerate(zip(items, targets, strict=True)):
                     if rank < len(wanted) and (item.options.granularity or self.bank.granularity) is granularity:
                         with errors_of(item):
@@ -234,7 +242,7 @@ class Explainer:
         wanted = item.options.targets
         top_k = wanted.top_k or (0 if wanted.class_indices or wanted.labels else 1)
         targets = [
-            *item.logits.topk(top_k).indices.tolist(),
+            *item.ranking[:top_k],
             *(self._class_index(index, "options.targets.class_indices") for index in wanted.class_indices),
             *(self._class_index(label, "options.targets.labels") for label in wanted.labels),
         ]
@@ -262,8 +270,9 @@ class Explainer:
             groups[row.pathway.granularity, row.needs_gradient].append(row)
         for (_, needs_gradient), group in groups.items():
             for chunk in _chunks(group):
-                with errors_of(*(row.item for row in chunk)):
-                    self._run(chunk, needs_gradient)
+                if live := [row for row in chunk if not row.item.expire()]:
+                    with errors_of(*(row.item for row in live)):
+                        self._run(live, needs_gradient)
 
     def _run(self, rows: Sequence[Row], needs_gradient: bool) -> None:
         device = self.classifier.device
@@ -284,9 +293,10 @@ class Explainer:
                 row.logits = check_finite(run.logits[index], "The pathway network's output")
                 row.gradient = check_finite(run.gradient[index], "The pathway gradient")
                 if run.contributions is not None and row.item.options.top_neurons:
-                    row.contributions = run.contributions[index : index + 1]
-                    for signed in row.contributions.signed:
+                    contributions = run.contributions[index : index + 1]
+                    for signed in contributions.signed:
                         check_finite(signed, "A contribution")
+                    row.top_neurons = find_top_neurons(row.pathway, contributions, row.item.options.top_neurons)
 
     # Stage "encode": tensors into the result's numbers, masks and pictures.
 

@@ -1,6 +1,7 @@
 """One request on its way through the explainer, and the rows of work that it asks for."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pathlens.errors import InternalError, PathlensError, ResourceExhaustedError
-from pathlens.explanation import ExplanationOptions, ExplanationRequest, ExplanationResult, Output, PathwaySource
-from pathlens.pathways.contributions import Contributions
+from pathlens.errors import DeadlineExceededError, InternalError, PathlensError, ResourceExhaustedError
+from pathlens.explanation import (
+    ExplanationOptions,
+    ExplanationRequest,
+    ExplanationResult,
+    NeuronContribution,
+    Output,
+    PathwaySource,
+)
 from pathlens.pathways.pathway import Pathway
 
 _DRAWN_FROM_GRADIENT = frozenset({Output.MAP, Output.HEATMAP, Output.OVERLAY})
@@ -37,10 +44,22 @@ class Item:
         """Whether the prediction pass must keep what contributions are computed from."""
         return self.request.options is not None and self.options.source is PathwaySource.NEURON_MCT
 
+    def expire(self) -> bool:
+        """Give the item an error if nobody waits for it any more; tell whether work on it is to go on."""
+        if self.error is None and self.request.deadline is not None and time.time() > self.request.deadline:
+            self.error = DeadlineExceededError("The deadline passed before the answer was computed.")
+        return self.error is not None
+
     @cached_property
     def probabilities(self) -> Tensor:
         """Softmax of the logits, float32 [K]."""
         return self.logits.softmax(0)
+
+    @cached_property
+    def ranking(self) -> list[int]:
+        """All classes, most probable first; of equal ones the lowest index, as argmax has it."""
+        ranking: list[int] = self.logits.argsort(descending=True, stable=True).tolist()
+        return ranking
 
     @property
     def options(self) -> ExplanationOptions:
@@ -57,7 +76,7 @@ class Row:
     pathway: Pathway
     logits: Tensor | None = None
     gradient: Tensor | None = None
-    contributions: Contributions | None = None
+    top_neurons: tuple[NeuronContribution, ...] = ()
 
     @property
     def needs_gradient(self) -> bool:

@@ -9,8 +9,9 @@ from pathlens.attribution.picture import draw_heatmap, draw_overlay
 from pathlens.attribution.reduction import reduce_channels
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.explainer.item import Item, Row
-from pathlens.explanation import Explanation, Faithfulness, NeuronContribution, Output, Prediction, TapMask
+from pathlens.explanation import Explanation, Faithfulness, NeuronContribution, Output, Prediction
 from pathlens.pathways.bank import ClassPathwayBank
+from pathlens.pathways.contributions import Contributions
 from pathlens.pathways.pathway import Pathway
 
 
@@ -31,7 +32,7 @@ class ResultBuilder:
     def predictions(self, item: Item) -> tuple[Prediction, ...]:
         """Return the most probable classes, most probable first."""
         count = min(item.request.prediction_count, len(self._labels))
-        return tuple(self._prediction(item, index) for index in item.logits.topk(count).indices.tolist())
+        return tuple(self._prediction(item, index) for index in item.ranking[:count])
 
     def explanation(self, row: Row) -> Explanation:
         """Return the explanation of one target."""
@@ -52,12 +53,12 @@ class ResultBuilder:
             ablation=pathway.ablation,
             sparsity=float(pathway.sparsity[0]),
             class_pathway_iou=self._class_pathway_iou(row),
-            pathway=tap_masks(pathway) if Output.PATHWAY in outputs else (),
+            pathway=pathway.tap_masks() if Output.PATHWAY in outputs else (),
             faithfulness=_faithfulness(row) if Output.FAITHFULNESS in outputs else None,
             map=values if Output.MAP in outputs else None,
             heatmap_png=heatmap,
             overlay_png=overlay,
-            top_neurons=_top_neurons(row),
+            top_neurons=row.top_neurons,
         )
 
     def _prediction(self, item: Item, index: int) -> Prediction:
@@ -69,13 +70,6 @@ class ResultBuilder:
         return float(row.pathway.iou(self._bank.transfer([row.target]))[0])
 
 
-def tap_masks(pathway: Pathway) -> tuple[TapMask, ...]:
-    """Return the masks of a pathway of one image."""
-    return tuple(
-        TapMask(tap.name, mask[0].cpu().numpy()) for tap, mask in zip(pathway.taps, pathway.masks, strict=True)
-    )
-
-
 def _faithfulness(row: Row) -> Faithfulness | None:
     if row.logits is None:
         return None
@@ -84,15 +78,20 @@ def _faithfulness(row: Row) -> Faithfulness | None:
     return Faithfulness(p, q, max(0.0, p - q) / p if p > 0 else 0.0, int(alone.argmax()) == int(whole.argmax()))
 
 
-def _top_neurons(row: Row) -> tuple[NeuronContribution, ...]:
-    count = min(row.item.options.top_neurons, int(row.pathway.kept[0]))
-    if row.contributions is None or count == 0:
-        return ()
-    contributions = torch.cat([signed.flatten() for signed in row.contributions.signed])
-    positions = torch.where(row.pathway.flat()[0], contributions.abs(), -1.0).topk(count).indices
+def find_top_neurons(pathway: Pathway, contributions: Contributions, count: int) -> tuple[NeuronContribution, ...]:
+    """Return the neurons of a pathway that contribute most, greatest magnitude first.
+
+    Args:
+        pathway: Of one image.
+        contributions: Of the same image and granularity.
+        count: How many at most.
+    """
+    flat = torch.cat([signed.flatten() for signed in contributions.signed])
+    inside = torch.where(pathway.flat()[0], flat.abs(), -1.0)
+    positions = inside.topk(min(count, int(pathway.kept[0]))).indices
     return tuple(
-        NeuronContribution(*_locate(position, row.pathway), contribution)
-        for position, contribution in zip(positions.tolist(), contributions[positions].tolist(), strict=True)
+        NeuronContribution(*_locate(position, pathway), contribution)
+        for position, contribution in zip(positions.tolist(), flat[positions].tolist(), strict=True)
     )
 
 

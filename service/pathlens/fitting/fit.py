@@ -1,5 +1,6 @@
 """Fitting: instance pathways of many images become the class-pathway bank, and the bank is put to the test."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class FitSettings:
         threshold: τ, the share of a class's pathways that must keep a neuron, in (0, 1].
         minimum_images: A class with fewer images gets no pathway rather than a made-up one.
         held_out: Fraction of the images that build no pathway but test the bank, in (0, 0.5].
-        largest_held_out: Most held-out images; they are kept in memory.
+        largest_held_out: Most held-out images; they are kept in memory, and fewer are held out of many.
         others: Most held-out images of other classes that test one class.
         batch_size: Images in one pass.
         seed: Of the random control and of the choice among other classes' images.
@@ -77,8 +78,9 @@ def fit(
     """
     if len(labels) != classifier.classes:
         raise FitError(f"{len(labels)} labels were given for {classifier.classes} classes.")
-    stride = max(2, round(1 / settings.held_out))
-    testing = list(range(0, len(images), stride))[: settings.largest_held_out]
+    # Evenly spread, so that images sorted by class are sampled from every class.
+    stride = max(2, round(1 / settings.held_out), math.ceil(len(images) / settings.largest_held_out))
+    testing = list(range(0, len(images), stride))
     building = sorted(set(range(len(images))) - set(testing))
     work = _Work(classifier, preprocessing, images, settings, progress)
     totals = count_pathways(

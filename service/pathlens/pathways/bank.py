@@ -1,5 +1,6 @@
 """The class-pathway bank: which neurons the images of a class have in common (arXiv 2309.09887, section 3.4)."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ class ClassPathwayBank:
         return self._pathways[[self._rows[label] for label in classes]]
 
     def to(self, device: torch.device | str) -> "ClassPathwayBank":
-        """Move the masks to a device and return this bank."""
-        if self._pathways is not None:
-            self._pathways = self._pathways.to(device)
-        return self
+        """Return the same bank with its masks on a device; this one stays where it is."""
+        moved = copy.copy(self)
+        moved._pathways = self._pathways.to(device) if self._pathways is not None else None
+        return moved

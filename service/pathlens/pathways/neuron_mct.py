@@ -26,7 +26,7 @@ def neuron_mct(
 
 
 def contributions_of_trace(
-    classifier: CapturedClassifier, trace: Trace, target: Tensor, granularity: Granularity, keep_graph: bool = False
+    classifier: CapturedClassifier, trace: Trace, target: Tensor, granularity: Granularity
 ) -> Contributions:
     """Compute the first-order contributions from a run that was already made.
 
@@ -35,15 +35,23 @@ def contributions_of_trace(
         trace: The run.
         target: int64 [B].
         granularity: What counts as one neuron.
+    """
+    return first_order(classifier.taps, trace.activations, tap_gradients(trace, target), granularity)
+
+
+def tap_gradients(trace: Trace, target: Tensor, keep_graph: bool = False) -> tuple[Tensor, ...]:
+    """Compute ∂f_t/∂a at every tap of a run, zero where the logits do not depend on the tap.
+
+    Args:
+        trace: The run.
+        target: int64 [B].
         keep_graph: Whether another target of the same run will follow.
     """
     with torch.enable_grad():
         total = target_logits(trace.logits, target).sum()
-    # A tap that the logits do not depend on contributes nothing.
-    gradients = torch.autograd.grad(
+    return torch.autograd.grad(
         total, trace.activations, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
     )
-    return first_order(classifier.taps, trace.activations, gradients, granularity)
 
 
 def target_logits(logits: Tensor, target: Tensor) -> Tensor:
@@ -52,9 +60,13 @@ def target_logits(logits: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: If `target` has another length than the batch or a class is out of range.
     """
-    classes = logits.shape[1]
-    if target.shape != logits.shape[:1] or target.dtype != torch.int64:
-        raise ValueError(f"target is {target.dtype} {list(target.shape)}; expected int64 [{len(logits)}]")
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
-        raise ValueError(f"target {target.tolist()} has a class outside 0 to {classes - 1}")
+    check_target(target, *logits.shape)
     return logits.gather(1, target[:, None])[:, 0]
+
+
+def check_target(target: Tensor, batch: int, classes: int) -> None:
+    """Raise ValueError unless `target` names one of `classes` classes for each of `batch` images."""
+    if tuple(target.shape) != (batch,) or target.dtype != torch.int64:
+        raise ValueError(f"target is {target.dtype} {list(target.shape)}; expected int64 [{batch}]")
+    if batch and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(f"target {target.tolist()} has a class outside 0 to {classes - 1}")

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pathlens.classifier.taps import Tap
-from pathlens.explanation import Ablation, Granularity
+from pathlens.explanation import Ablation, Granularity, TapMask
 
 
 def mask_shape(tap: Tap, granularity: Granularity) -> tuple[int, ...]:
@@ -129,6 +128,12 @@ class Pathway:
             mask = mask.view(shape)
         return activation * mask
 
+    def tap_masks(self, row: int = 0) -> tuple[TapMask, ...]:
+        """Return the masks of one image, which can be packed into bits."""
+        return tuple(
+            TapMask(tap.name, mask[row].cpu().numpy()) for tap, mask in zip(self.taps, self.masks, strict=True)
+        )
+
     def flat(self) -> Tensor:
         """Return all masks side by side, bool [B, N], tap after tap in row-major order."""
         return torch.cat([mask.flatten(1) for mask in self.masks], 1)
@@ -147,13 +152,3 @@ def from_flat(flat: Tensor, taps: tuple[Tap, ...], granularity: Granularity) -> 
     return Pathway(
         taps, tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), granularity
     )
-
-
-def pack_bits(flat: Tensor) -> NDArray[np.uint8]:
-    """Pack bools [..., N] into bytes [..., ceil(N / 8)]; the first neuron of a byte is its least significant bit."""
-    return np.packbits(flat.cpu().numpy(), axis=-1, bitorder="little")
-
-
-def unpack_bits(packed: NDArray[np.uint8], count: int) -> Tensor:
-    """Undo `pack_bits` for `count` neurons; bool [..., count]."""
-    return torch.from_numpy(np.unpackbits(packed, axis=-1, count=count, bitorder="little").astype(bool))

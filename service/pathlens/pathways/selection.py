@@ -27,7 +27,7 @@ def select_top(scores: Tensor, sparsity: float) -> Tensor:
     count = round((1 - sparsity) * scores.shape[1])
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.topk(count, dim=1, sorted=True).values[:, -1:]
+    threshold = scores.kthvalue(scores.shape[1] - count + 1, dim=1, keepdim=True).values
     above = scores > threshold
     ties = scores == threshold
     missing = count - above.sum(1, keepdim=True)

@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ArchivedModel:
     """A model archive and what its manifest says.
 
     Args:
@@ -28,7 +29,7 @@ class ServedModel:
     archive: Path
 
 
-def read_archive(archive: Path) -> ServedModel:
+def read_archive(archive: Path) -> ArchivedModel:
     """Read the manifest of a model archive.
 
     Args:
@@ -52,8 +53,8 @@ def read_archive(archive: Path) -> ServedModel:
         name = manifest["model"]["modelName"]
         version = manifest["model"].get("modelVersion", "1.0")
         handler = manifest["model"]["handler"]
-    except zipfile.BadZipFile as error:
-        raise _damaged(archive, "is not a zip file or is cut short") from error
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise _damaged(archive, "is not a plain zip file, or is damaged") from error
     except OSError as error:
         raise _damaged(archive, f"cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -64,7 +65,7 @@ def read_archive(archive: Path) -> ServedModel:
         raise _damaged(archive, f"has the model name {name!r}; use letters, digits, '_', '-' and '.'")
     if not isinstance(version, str) or not isinstance(handler, str) or not handler:
         raise _damaged(archive, f"holds a {_MANIFEST} whose modelVersion or handler is not a text")
-    return ServedModel(name=name, version=version, archive=archive.absolute())
+    return ArchivedModel(name=name, version=version, archive=archive.absolute())
 
 
 def _damaged(archive: Path, what: str) -> BundleError:

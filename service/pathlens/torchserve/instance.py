@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from pathlens.errors import ServerStartError
-from pathlens.torchserve.archive import ServedModel
+from pathlens.torchserve.archive import ArchivedModel
 from pathlens.torchserve.settings import TorchServeSettings
 
 LOOPBACK = "127.0.0.1"
@@ -132,7 +132,7 @@ class InstanceFolder:
         self.log4j = self.path / "log4j2.xml"
         self.java_logging = self.path / "logging.properties"
 
-    def fill(self, settings: TorchServeSettings, models: Sequence[ServedModel]) -> None:
+    def fill(self, settings: TorchServeSettings, models: Sequence[ArchivedModel]) -> None:
         """Write everything that does not depend on the ports.
 
         Args:

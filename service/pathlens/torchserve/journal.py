@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pathlens.torchserve.archive import ServedModel
+from pathlens.torchserve.archive import ArchivedModel
 
 _ENTRY = re.compile(r"\S+ [A-Z]+ \[(?P<thread>[^\]]*)\] (?P<logger>\S+) - (?P<message>.*)")
 _QUOTED_LINES = 30
@@ -59,7 +59,7 @@ class Journal:
         """Give the present length of the log in bytes, for `since`."""
         return self.log.stat().st_size if self.log.exists() else 0
 
-    def load_failures(self, model: ServedModel, since: int) -> LoadFailures:
+    def load_failures(self, model: ArchivedModel, since: int) -> LoadFailures:
         """Find out how often a worker of a model has ended and was started anew.
 
         Args:
@@ -81,7 +81,7 @@ class Journal:
         ]
         return LoadFailures(count, _first_failure(printed))
 
-    def rejection(self, model: ServedModel) -> str:
+    def rejection(self, model: ArchivedModel) -> str:
         """Find out whether TorchServe refused an archive outright.
 
         Args:
@@ -96,7 +96,7 @@ class Journal:
                 return "\n".join(lines[number : number + 3])
         return ""
 
-    def last_words(self, model: ServedModel) -> str:
+    def last_words(self, model: ArchivedModel) -> str:
         """Quote the end of what a model's workers printed.
 
         Args:
@@ -129,7 +129,7 @@ class Journal:
             file.seek(since if since <= path.stat().st_size else 0)
             return file.read().decode(errors="replace").splitlines()
 
-    def _entries(self, model: ServedModel, since: int = 0) -> list[_Entry]:
+    def _entries(self, model: ArchivedModel, since: int = 0) -> list[_Entry]:
         """Read what concerns a model's workers; their threads are named so."""
         worker = re.compile(rf"W-\d+-{re.escape(model.name)}_{re.escape(model.version)}(-stdout|-stderr)?")
         matches = (_ENTRY.fullmatch(line) for line in self._lines(self.log, since))

@@ -9,7 +9,7 @@ from typing import Self
 import grpc
 
 from pathlens.errors import ServerStartError
-from pathlens.torchserve.archive import ServedModel
+from pathlens.torchserve.archive import ArchivedModel
 from pathlens.torchserve.journal import Journal
 from pathlens.wire.internal.v1.torchserve_pb2 import DescribeModelRequest, ManagementResponse
 
@@ -58,7 +58,7 @@ class Readiness:
     ) -> None:
         self._channel.close()
 
-    def wait_for(self, model: ServedModel, canary: Callable[[str], None]) -> None:
+    def wait_for(self, model: ArchivedModel, canary: Callable[[str], None]) -> None:
         """Wait until all workers of a model have loaded it and a canary prediction succeeds.
 
         Args:
@@ -90,7 +90,7 @@ class Readiness:
             else:
                 return
 
-    def _check(self, model: ServedModel, state: str) -> None:
+    def _check(self, model: ArchivedModel, state: str) -> None:
         """Raise if waiting has become pointless."""
         if not self._is_running():
             raise self._failure(model, "cannot be served: TorchServe has ended", "JVM_ENDED", self._journal.tail())
@@ -102,7 +102,7 @@ class Readiness:
             what = f"is not ready after {self._timeout:g} s; it {state}"
             raise self._failure(model, what, "START_TIMEOUT", self._journal.last_words(model))
 
-    def _state(self, model: ServedModel) -> tuple[bool, str]:
+    def _state(self, model: ArchivedModel) -> tuple[bool, str]:
         """Ask TorchServe whether a model's workers are ready, and put the answer in words."""
         request = DescribeModelRequest(model_name=model.name, model_version=model.version)
         seconds = min(_CALL_SECONDS, max(self._deadline - time.monotonic(), _POLL_SECONDS))
@@ -117,7 +117,7 @@ class Readiness:
         return ready >= expected, f"has {ready} of {expected} workers ready"
 
     @staticmethod
-    def _failure(model: ServedModel, what: str, reason: str, quoted: str) -> ServerStartError:
+    def _failure(model: ArchivedModel, what: str, reason: str, quoted: str) -> ServerStartError:
         return ServerStartError(
             f"The model {model.name} {what}. TorchServe's log says:\n{quoted}",
             reason=reason,

@@ -18,7 +18,18 @@ _TYPES: dict[int, np.dtype[Any]] = {
 
 
 def tensor_to_message(array: NDArray[np.uint8] | NDArray[np.float32]) -> pb.Tensor:
-    """Write an array of uint8 or float32."""
+    """Write an array of uint8 or float32.
+
+    Raises:
+        InvalidRequestError: If the array has another type: converting it could change what it means.
+    """
+    if array.dtype.name not in ("uint8", "float32"):
+        raise InvalidRequestError(
+            f"The array is {array.dtype.name}; send pixels as uint8 or the classifier's own input as float32.",
+            reason="TENSOR_INVALID",
+            field="image.tensor",
+            metadata={"data_type": array.dtype.name},
+        )
     data_type = pb.DATA_TYPE_UINT8 if array.dtype == np.uint8 else pb.DATA_TYPE_FLOAT32
     data = np.ascontiguousarray(array, dtype=_TYPES[data_type]).tobytes()
     return pb.Tensor(data_type=data_type, shape=array.shape, data=data)
@@ -45,15 +56,12 @@ def tensor_from_message(message: pb.Tensor) -> NDArray[np.uint8] | NDArray[np.fl
 
 def mask_to_message(part: TapMask) -> pb.TapMask:
     """Write the mask of one tap, bit-packed with the first neuron in the least significant bit."""
-    packed = np.packbits(part.mask.reshape(-1), bitorder="little").tobytes()
-    return pb.TapMask(tap=part.tap, shape=part.mask.shape, kept=part.kept, mask=packed)
+    return pb.TapMask(tap=part.tap, shape=part.mask.shape, kept=part.kept, mask=part.pack())
 
 
 def mask_from_message(message: pb.TapMask) -> TapMask:
     """Read the mask of one tap."""
-    shape = tuple(message.shape)
-    bits = np.unpackbits(np.frombuffer(message.mask, np.uint8), count=math.prod(shape), bitorder="little")
-    return TapMask(message.tap, bits.astype(bool).reshape(shape))
+    return TapMask.unpack(message.tap, tuple(message.shape), message.mask)
 
 
 def _invalid(message: pb.Tensor, rule: str) -> InvalidRequestError:

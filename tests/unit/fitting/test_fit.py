@@ -1,6 +1,6 @@
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +235,20 @@ def test_a_real_network_on_real_images_gives_pathways_that_beat_chance(tmp_path:
     )
     assert agreement > control + 0.3
     assert time.monotonic() - started < 60
+
+
+def test_a_limited_number_of_held_out_images_is_spread_over_all_images(tmp_path: Path) -> None:
+    # Sorted by what is seen, as class folders are: the first half dark, the second half bright.
+    pixels = np.random.default_rng(0).integers(0, 100, (120, 8, 8, 3), dtype=np.uint8)
+    pixels[60:] += 150
+    np.savez(tmp_path / "sorted.npz", images=pixels)
+    asked: list[list[int]] = []
+
+    def note(positions: Iterable[int], description: str, _total: int) -> Iterable[int]:
+        if description == "Held-out images":
+            asked.append(list(positions))
+        return positions
+
+    settings = dataclasses.replace(SETTINGS, largest_held_out=6, minimum_images=1)
+    fit(captured("decisive"), PREPROCESSING, LABELS, ImageSource(tmp_path / "sorted.npz"), settings, note)
+    assert asked == [[0, 20, 40, 60, 80, 100]]

@@ -431,7 +431,7 @@ class TestModule:
         rooms = {".".join(name.split(".")[:2]) for name in imported if name.startswith("pathlens")}
         assert rooms <= {f"pathlens.{room}" for room in ("explainer", "bundle", "wire", "errors", "explanation")}
         others = {name.split(".")[0] for name in imported} - {"pathlens"}
-        assert others <= {"json", "logging", "time", "collections", "pathlib", "typing", "google"}
+        assert others <= {"json", "logging", "time", "collections", "dataclasses", "pathlib", "typing", "google"}
 
     def test_a_model_folder_without_bundle_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="is not a bundle"):

@@ -6,7 +6,7 @@ from fixture_data import cifar, needs_fixtures, networks
 from pathlens.classifier.capture import capture
 from pathlens.explanation import Granularity
 from pathlens.pathways.contributions import Contributions, first_order
-from pathlens.pathways.neuron_mct import contributions_of_trace, neuron_mct
+from pathlens.pathways.neuron_mct import neuron_mct, tap_gradients
 from pathlens.pathways.random_control import random_pathway
 from real_captures import real
 from small_networks import CLASSES, NETWORKS, Dense, Plain, captured, images, original, seeded
@@ -73,7 +73,8 @@ class TestIdentities:
         trace = classifier.trace(images(2))
         for label in range(CLASSES):
             target = torch.full((2,), label)
-            shared = contributions_of_trace(classifier, trace, target, UNIT, keep_graph=True).signed
+            gradients = tap_gradients(trace, target, keep_graph=True)
+            shared = first_order(classifier.taps, trace.activations, gradients, UNIT).signed
             alone = neuron_mct(classifier, images(2), target).signed
             assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
 

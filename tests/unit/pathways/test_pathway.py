@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.taps import Tap
-from pathlens.explanation import Granularity
-from pathlens.pathways.pathway import Pathway, from_flat, mask_shape, pack_bits, unpack_bits
+from pathlens.explanation import Granularity, TapMask
+from pathlens.pathways.pathway import Pathway, from_flat, mask_shape
 from small_networks import NETWORKS, captured, images, original
 
 UNIT, CHANNEL = Granularity.UNIT, Granularity.CHANNEL
@@ -138,19 +138,21 @@ class TestForms:
         assert torch.equal(pathway.flat(), flat)
         assert [tuple(mask.shape) for mask in pathway.masks] == [(2, *mask_shape(tap, granularity)) for tap in TAPS]
 
-    @given(st.integers(1, 70).flatmap(lambda size: st.lists(st.lists(st.booleans(), min_size=size, max_size=size))))
-    def test_packing_and_unpacking_gives_the_same_bits(self, rows: list[list[bool]]) -> None:
-        size = len(rows[0]) if rows else 5
-        flat = torch.tensor(rows, dtype=torch.bool).reshape(len(rows), size)
-        packed = pack_bits(flat)
-        assert packed.shape == (len(rows), -(-size // 8))
-        assert torch.equal(unpack_bits(packed, size), flat)
+    @pytest.mark.parametrize("granularity", Granularity)
+    @given(data=st.data(), row=st.integers(0, 1))
+    def test_packing_and_unpacking_gives_the_same_masks(
+        self, granularity: Granularity, data: st.DataObject, row: int
+    ) -> None:
+        pathway = from_flat(data.draw(flat_masks(granularity)), TAPS, granularity)
+        for part, mask in zip(pathway.tap_masks(row), pathway.masks, strict=True):
+            packed = part.pack()
+            assert len(packed) == -(-mask[row].numel() // 8)
+            assert np.array_equal(TapMask.unpack(part.tap, part.mask.shape, packed).mask, mask[row].numpy())
 
     @given(st.integers(0, 29))
     def test_neuron_i_is_bit_i_mod_8_from_the_least_significant_of_byte_i_over_8(self, neuron: int) -> None:
-        packed = pack_bits(torch.arange(30) == neuron)
-        assert packed.tolist() == [1 << (neuron % 8) if byte == neuron // 8 else 0 for byte in range(4)]
-        assert packed.dtype == np.uint8
+        packed = TapMask("tap", np.arange(30) == neuron).pack()
+        assert list(packed) == [1 << (neuron % 8) if byte == neuron // 8 else 0 for byte in range(4)]
 
     @given(flat_masks(UNIT, 5), st.integers(0, 5))
     def test_joining_the_parts_gives_the_whole(self, flat: Tensor, cut: int) -> None:

@@ -164,9 +164,9 @@ class _OutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Output.ValueTy
     OUTPUT_MAP: _Output.ValueType  # 2
     """The map as a float32 tensor."""
     OUTPUT_HEATMAP: _Output.ValueType  # 3
-    """The map as a PNG at the size of the image."""
+    """The map as a PNG at the size of the image, its longest side reduced to 2,048 pixels."""
     OUTPUT_OVERLAY: _Output.ValueType  # 4
-    """The map drawn over the image, a PNG at the size of the image."""
+    """The map drawn over the image, a PNG of the same size."""
     OUTPUT_FAITHFULNESS: _Output.ValueType  # 5
     """The target's confidence in the pathway network."""
 
@@ -180,9 +180,9 @@ OUTPUT_PATHWAY: Output.ValueType  # 1
 OUTPUT_MAP: Output.ValueType  # 2
 """The map as a float32 tensor."""
 OUTPUT_HEATMAP: Output.ValueType  # 3
-"""The map as a PNG at the size of the image."""
+"""The map as a PNG at the size of the image, its longest side reduced to 2,048 pixels."""
 OUTPUT_OVERLAY: Output.ValueType  # 4
-"""The map drawn over the image, a PNG at the size of the image."""
+"""The map drawn over the image, a PNG of the same size."""
 OUTPUT_FAITHFULNESS: Output.ValueType  # 5
 """The target's confidence in the pathway network."""
 Global___Output: _TypeAlias = Output  # noqa: Y015
@@ -317,7 +317,7 @@ class Targets(_message.Message):
     CLASS_INDICES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
-    """The k most probable classes."""
+    """The k most probable classes. At most 16 classes may be named in all."""
     @_builtins.property
     def class_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Class indices."""
@@ -364,7 +364,7 @@ class ExplanationOptions(_message.Message):
     reduction: Global___Reduction.ValueType
     """How the map becomes one channel."""
     top_neurons: _builtins.int
-    """How many of the pathway's neurons to list by contribution."""
+    """How many of the pathway's neurons to list by contribution; at most 1,000."""
     prediction_count: _builtins.int
     """How many of the most probable classes to report. Zero means five."""
     @_builtins.property

@@ -1,0 +1,85 @@
+"""A run of which every value is kept, so that the network behind a tap can be run again on its own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pathlens.classifier.program import edit_tap
+
+
+class Recording:
+    """One forward pass with all its values.
+
+    Args:
+        module: The classifier as `pathlens.classifier.program.build_graph` makes it.
+        images: Preprocessed, float32 [B, C, H, W].
+
+    Attributes:
+        logits: float32 [B, K].
+        activations: The output of every tap, [B, ...].
+    """
+
+    def __init__(self, module: fx.GraphModule, images: Tensor) -> None:
+        self._interpreter = fx.Interpreter(module, garbage_collect_values=False)
+        with torch.no_grad():
+            logits: Tensor = self._interpreter.run(images, None)
+        self._values: Mapping[fx.Node, Any] = self._interpreter.env
+        self._images = next(node for node in module.graph.nodes if node.op == "placeholder")
+        self._vary = _behind(self._images)
+        self._taps = [node for node in module.graph.nodes if node.target is edit_tap]
+        self.logits = logits.float()
+        self.activations: tuple[Tensor, ...] = tuple(self._values[node] for node in self._taps)
+
+    def run_tail(self, index: int, activation: Tensor, rows: Tensor) -> Tensor:
+        """Run what lies behind a tap, and nothing else.
+
+        Args:
+            index: Number of the tap.
+            activation: What the tap puts out, [R, ...].
+            rows: Which of the B images each of the R rows belongs to, int64 [R]. What does not depend on the tap, such
+                as the other branch of a residual sum, is taken from the recording of that image.
+
+        Returns:
+            Logits, float32 [R, K].
+
+        Raises:
+            ValueError: If the logits do not depend on the tap.
+        """
+        start = self._taps[index]
+        values: dict[fx.Node, Any] = {start: activation}
+
+        def value(node: fx.Node) -> Any:
+            if node not in values:
+                recorded = self._values[node]
+                if node is not self._images and node not in self._vary:
+                    values[node] = recorded
+                elif isinstance(recorded, Tensor) and recorded.shape[:1] == self.logits.shape[:1]:
+                    values[node] = recorded[rows]
+                else:
+                    # Batch sizes, and tensors whose first dimension is not the batch, follow from their own inputs.
+                    values[node] = _call(node, value)
+            return values[node]
+
+        for node in _behind(start):
+            if node.op == "output":
+                logits: Tensor = value(node.all_input_nodes[0])
+                return logits.float()
+            values[node] = _call(node, value)
+        raise ValueError(f"the logits do not depend on tap {index}")
+
+
+def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    return node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
+
+
+def _behind(start: fx.Node) -> dict[fx.Node, None]:
+    """Return every node that depends on one, in order of execution."""
+    reached = {start}
+    behind: dict[fx.Node, None] = {}
+    for node in start.graph.nodes:
+        if any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+            behind[node] = None
+    return behind
