@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## Train, fit, pack and serve a digits classifier; explain d
 
 serve: $(VENV)/.demo ## Serve the digits classifier until interrupted.
 	$(BIN)/python -m pathlens.demo prepare
-	$(BIN)/pathlens serve model_store/digits.mar
+	$(BIN)/pathlens serve model_store/digits.mar --example build/digits/held-out/3/0003.png
 
 test: $(VENV)/.dev ## Run every test.
 	$(BIN)/python -m pytest

@@ -31,7 +31,12 @@ __all__ = ["Client", "__version__", "capture", "load_bundle", "neuron_intgrad", 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"pathlens.{name} needs {error.name}; install it with: pip install 'pathlens[fit]'", name=error.name
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -66,9 +66,10 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
     except Exception as error:
         cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: {cause.strip()} Remedies: replace Python control "
-            "flow on tensor values by torch.where, take sizes from the input and not from constants, and keep the "
-            "batch dimension free."
+            f"torch.export cannot capture {type(model).__name__} with an input of shape {list(example.shape)}: "
+            f"{cause.strip().rstrip('.')}. Remedies: give the size and the colour channels that the classifier takes; "
+            "replace Python control flow on tensor values by torch.where; take sizes from the input and not from "
+            "constants; keep the batch dimension free."
         ) from error
 
 

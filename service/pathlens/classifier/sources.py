@@ -65,7 +65,13 @@ def _make(source: str) -> nn.Module:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise CaptureError(f"Classifier {source!r} cannot be imported: {error}.") from error
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:
+        raise CaptureError(
+            f"{source}() failed with {type(error).__name__}: {error}. The factory is called without arguments; wrap it "
+            "in a function that makes the classifier."
+        ) from error
     if not isinstance(model, nn.Module):
         raise CaptureError(f"{source}() returned {type(model).__name__}; expected a torch.nn.Module.")
     return model

@@ -52,7 +52,9 @@ def _choice(kind: type[_T]) -> click.Choice[str]:
 @click.option("--class", "labels", multiple=True, help="Explain this class, by label; repeatable.")
 @click.option("--class-index", "indices", type=_INDEX, multiple=True, help="Explain this class, by index; repeatable.")
 @click.option("--top-neurons", type=_COUNT, default=0, help="List the neurons that contribute most.")
-@click.option("--output", "outputs", type=_choice(Output), multiple=True, help="What to ask for; repeatable.")
+@click.option(
+    "--output", "outputs", type=_choice(Output), multiple=True, help="Default: pathway, faithfulness; with --out all."
+)
 def command(
     images: tuple[Path, ...],
     address: str,
@@ -79,6 +81,10 @@ def command(
       pathlens explain cat.jpg --out explanations
       pathlens explain *.jpg --format json --source neuron_mct --sparsity 0.9 --class tabby
     """  # noqa: D301
+    if {"map", "heatmap", "overlay"} & set(outputs) and out is None and form == "table":
+        raise click.UsageError("Maps and pictures need --out FOLDER, or --format json.")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     default = {Output.PATHWAY, Output.FAITHFULNESS}
     if out is not None:
         default |= {Output.MAP, Output.HEATMAP, Output.OVERLAY}
@@ -125,7 +131,6 @@ def _as_dict(result: ExplanationResult) -> dict[str, Any]:
 
 
 def _write(folder: Path, name: str, result: ExplanationResult) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(_as_dict(result), indent=2) + "\n")
     for explanation in result.explanations:
         stem = f"{name}.class-{explanation.target.class_index}"
@@ -161,25 +166,40 @@ def _print_table(images: Sequence[Path], answers: dict[int, ExplanationResult | 
             add_row(table, image.name, answer, explanation)
     if table.row_count:
         console.print(table)
+    for position, answer in sorted(answers.items()):
+        if isinstance(answer, ExplanationResult):
+            _print_neurons(images[position], answer)
 
 
-def explanation_table(first: str = "image", title: str | None = None) -> Table:
-    """Make the table that `add_row` fills; `first` heads its first column."""
+def _print_neurons(image: Path, answer: ExplanationResult) -> None:
+    for explanation in answer.explanations:
+        for neuron in explanation.top_neurons:
+            place = ", ".join(map(str, neuron.index))
+            click.echo(f"{image.name}  {explanation.target.label}  {neuron.tap}[{place}]  {neuron.contribution:+.4f}")
+
+
+def explanation_table(first: str = "image", title: str | None = None, stages: bool = False) -> Table:
+    """Make the table that `add_row` fills; `first` heads its first column, `stages` splits the time."""
     table = Table(
         title=title,
         caption="p: probability in the classifier, q: in the pathway alone. IoU: with the stored class pathway. "
-        "On the right: milliseconds per stage.",
+        f"On the right: milliseconds{' per stage' if stages else ''}.",
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
     )
-    for heading in (first, "target", "p", "sparse", "IoU", "q", *STAGES):
-        table.add_column(heading, justify="left" if heading in (first, "target") else "right", no_wrap=True)
+    for heading in (first, "target"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("p", "sparse", "IoU", "q", *(STAGES if stages else ("ms",))):
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def add_row(table: Table, first: str, result: ExplanationResult, explanation: Explanation) -> None:
+def add_row(
+    table: Table, first: str, result: ExplanationResult, explanation: Explanation, stages: bool = False
+) -> None:
     """Add one explanation to a table made by `explanation_table`."""
+    milliseconds = [1e3 * result.stage_seconds.get(stage, 0.0) for stage in STAGES]
     check, iou = explanation.faithfulness, explanation.class_pathway_iou
     table.add_row(
         first,
@@ -188,5 +208,5 @@ def add_row(table: Table, first: str, result: ExplanationResult, explanation: Ex
         f"{explanation.sparsity:.1%}",
         "-" if iou is None else f"{iou:.2f}",
         "-" if check is None else f"{check.pathway_confidence:.2f}",
-        *(f"{1e3 * result.stage_seconds.get(stage, 0.0):.1f}" for stage in STAGES),
+        *([f"{value:.1f}" for value in milliseconds] if stages else [f"{sum(milliseconds):.1f}"]),
     )

@@ -184,6 +184,7 @@ def command(
     for skipped in image_source.skipped:
         console.print(f"Skipped {skipped}", markup=False)
     _print_summary(bundle, console)
+    _warn(bundle, console)
     click.echo(f"{out}  SHA-256 {digest}")
 
 
@@ -217,6 +218,27 @@ def _print_summary(bundle: Bundle, console: Console) -> None:
     if len(bundle.bank) > 20:
         table.caption = f"and {len(bundle.bank) - 20} more"
     console.print(table)
+
+
+def _warn(bundle: Bundle, console: Console) -> None:
+    """Say what is wrong with a bundle that can be served all the same."""
+    statistics = bundle.bank.statistics
+    agreement = {label: known.figures.agreement for label, known in statistics.items()}
+    lost = [label for label, share in agreement.items() if share is not None and share < 0.5]
+    if lost:
+        names = ", ".join(bundle.labels[label] for label in lost)
+        console.print(
+            f"The pathway of {names} keeps less than half of its own class: lower --sparsity or --threshold.",
+            style="yellow",
+        )
+    largest = max(statistics, key=lambda label: statistics[label].image_count)
+    share = statistics[largest].image_count / bundle.fit.images
+    if share > 0.5 and len(bundle.labels) > 2:
+        console.print(
+            f"{share:.0%} of the images are seen as {bundle.labels[largest]}: do --size, --mean, --std and --colour "
+            "fit the classifier?",
+            style="yellow",
+        )
 
 
 def _percent(value: float | None) -> str:

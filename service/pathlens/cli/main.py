@@ -45,6 +45,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except PathlensError as error:
             raise click.ClickException(f"{error.message} [{error.reason}]") from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'The system'}: {error.strerror or error}") from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

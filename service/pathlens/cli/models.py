@@ -27,7 +27,7 @@ def command(address: str, form: str) -> None:
         return
     table = Table()
     for heading in ("model", "version", "classes", "with pathway", "input", "taps", "sources", "granularity"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for model in models:
         table.add_row(
             model.model.name,

@@ -10,7 +10,7 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from pathlens.errors import InvalidRequestError, PathlensError
+from pathlens.errors import InvalidRequestError, PathlensError, UnavailableError
 from pathlens.explanation import (
     ClassPathway,
     ExplanationOptions,
@@ -72,6 +72,7 @@ class Client:
         self._stub = ExplanationServiceStub(self._channel)
         self._model = model_to_message(ModelReference(model, version))
         self._timeout = timeout
+        self._address = address
 
     def __enter__(self) -> Self:
         return self
@@ -97,13 +98,13 @@ class Client:
                 f"predictions is {predictions}; ask for at least 0.", reason="OPTION_INVALID", field="prediction_count"
             )
         request = pb.PredictRequest(model=self._model, image=_image(image), prediction_count=predictions)
-        with _typed_errors():
+        with _typed_errors(self._address):
             return result_from_message(self._stub.Predict(request, timeout=self._timeout))
 
     def explain(self, image: Image, options: ExplanationOptions = ExplanationOptions()) -> ExplanationResult:
         """Predict the class of one image and explain the targets that the options name."""
         request = self._explain_request(image, options)
-        with _typed_errors():
+        with _typed_errors(self._address):
             return result_from_message(self._stub.Explain(request, timeout=self._timeout))
 
     def batch_explain(
@@ -115,7 +116,7 @@ class Client:
             items=[pb.BatchExplainItem(image=_image(image)) for image in images],
             options=options_to_message(options),
         )
-        with _typed_errors():
+        with _typed_errors(self._address):
             response = self._stub.BatchExplain(request, timeout=self._timeout)
         return [_result_or_error(result) for result in response.results]
 
@@ -141,7 +142,7 @@ class Client:
                 raise
 
         try:
-            with _typed_errors():
+            with _typed_errors(self._address):
                 for response in self._stub.StreamExplain(requests()):
                     yield int(response.id), _result_or_error(response.result)
         except PathlensError:
@@ -156,18 +157,18 @@ class Client:
             if isinstance(selector, str)
             else pb.GetClassPathwayRequest(model=self._model, class_index=selector)
         )
-        with _typed_errors():
+        with _typed_errors(self._address):
             return class_pathway_from_message(self._stub.GetClassPathway(request, timeout=self._timeout))
 
     def list_models(self) -> list[ModelDescription]:
         """Describe the served models."""
-        with _typed_errors():
+        with _typed_errors(self._address):
             response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
         return [model_from_message(model) for model in response.models]
 
     def get_model(self) -> ModelDescription:
         """Describe the model of this client."""
-        with _typed_errors():
+        with _typed_errors(self._address):
             response = self._stub.GetModel(pb.GetModelRequest(model=self._model), timeout=self._timeout)
         return model_from_message(response.model)
 
@@ -188,16 +189,22 @@ def _result_or_error(result: pb.ExplainResult) -> ExplanationResult | PathlensEr
 
 
 @contextmanager
-def _typed_errors() -> Iterator[None]:
+def _typed_errors(address: str) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise _typed(error) from error
+        raise _typed(error, address) from error
 
 
-def _typed(error: grpc.RpcError) -> PathlensError:
+def _typed(error: grpc.RpcError, address: str) -> PathlensError:
     # Only calls are raised here, and calls have a code; a status with details is ours, others are the transport's.
     status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+    if status is None and isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE:
+        return UnavailableError(
+            f"No pathlens service answers at {address}: start one with `pathlens serve`, or name its host and port. "
+            f"({error.details()})",
+            metadata={"address": address},
+        )
     if status is None and isinstance(error, grpc.Call):
         status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
     return error_from_status(status or status_pb2.Status(code=2, message=str(error)))

@@ -31,7 +31,8 @@ SOURCES = {
 
 FIT = (
     "fit --classifier pathlens.demo.digits:DigitsClassifier "
-    f"--weights {FOLDER}/classifier.safetensors --images {FOLDER}/images --size 8 --colour grey --name digits "
+    f"--weights {FOLDER}/classifier.safetensors --images {FOLDER}/images --size 8 --colour grey "
+    f"--sparsity 0.6 --threshold 0.5 --name digits "
     f"--out {FOLDER}/bundle"
 )
 PACK = f"pack {FOLDER}/bundle --model-store {MODEL_STORE}"
@@ -122,10 +123,10 @@ def _caption(image: Path, result: ExplanationResult) -> str:
 
 
 def _table(images: list[Path], results: list[ExplanationResult], title: str) -> Table:
-    table = explanation_table("true", title)
+    table = explanation_table("true", title, stages=True)
     for image, result in zip(images, results, strict=True):
         for explanation in result.explanations:
-            add_row(table, image.parent.name, result, explanation)
+            add_row(table, image.parent.name, result, explanation, stages=True)
     return table
 
 

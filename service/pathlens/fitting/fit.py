@@ -90,8 +90,9 @@ def fit(
     if not enough:
         most = max((total.images for total in totals.values()), default=0)
         raise FitError(
-            f"No class has {settings.minimum_images} images: {len(images)} were given, {len(images.skipped)} could not "
-            f"be read, and at most {most} were predicted as the same class. Give more images or lower --minimum-images."
+            f"No class has {settings.minimum_images} images: of {len(images)} given, {len(testing)} are held out for "
+            f"the test, {len(images.skipped)} could not be read, and at most {most} were predicted as one class. Give "
+            "more images or lower --minimum-images."
         )
     bank = ClassPathwayBank(classifier.taps, settings.granularity, settings.threshold, enough).to(classifier.device)
     batches: list[HeldOut] = []
@@ -108,7 +109,7 @@ def fit(
     )
     statistics = {
         label: work.test(bank, label, enough[label], held_out, overlaps[label])
-        for label in progress(enough, "Testing class pathways", len(enough))
+        for label in progress(sorted(enough), "Testing class pathways", len(enough))
     }
     return Bundle(
         name=settings.name,

@@ -293,3 +293,43 @@ class TestWithoutServer:
 
     def test_serve_without_archives_says_how_to_make_one(self, tmp_path: Path) -> None:
         assert "pathlens pack" in one_line(run("serve", "--model-store", str(tmp_path)))
+
+
+class TestPorts:
+    @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+    @pytest.mark.parametrize("port", ["99999", "-1"])
+    def test_a_port_that_cannot_be_is_a_usage_error(self, option: str, port: str) -> None:
+        assert option in one_line(run("serve", f"{option}={port}"), 2)
+
+    @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+    def test_a_taken_port_names_its_option_before_anything_starts(self, option: str, tmp_path: Path) -> None:
+        (tmp_path / "any.mar").touch()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            ports = {"--port": "0", "--metrics-port": "0", option: str(taken.getsockname()[1])}
+            arguments = [f"{name}={port}" for name, port in ports.items()]
+            said = one_line(run("serve", str(tmp_path / "any.mar"), *arguments))
+        assert f"with {option}" in said
+        assert "[PORT_UNAVAILABLE]" in said
+
+
+class TestMistakes:
+    def test_pictures_need_a_place_to_go(self, nobody: str, tmp_path: Path) -> None:
+        image = tmp_path / "cat.png"
+        image.write_bytes(png(pixels(0)))
+        said = one_line(run("explain", str(image), "--address", nobody, "--output", "heatmap"), 2)
+        assert "--out" in said
+
+    def test_a_folder_that_cannot_be_made_is_named(self, nobody: str, tmp_path: Path) -> None:
+        image = tmp_path / "cat.png"
+        image.write_bytes(png(pixels(0)))
+        assert "/proc/" in one_line(run("explain", str(image), "--address", nobody, "--out", "/proc/nope"))
+
+    def test_a_factory_that_fails_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "image.png").write_bytes(png(pixels(0)))
+        said = one_line(
+            run("fit", "--classifier", "json:loads", "--images", str(tmp_path), "--out", str(tmp_path / "b"))
+        )
+        assert "json:loads() failed with TypeError" in said
+
+    def test_a_missing_service_names_the_remedy(self, nobody: str) -> None:
+        assert "pathlens serve" in one_line(run("models", "--address", nobody))
