@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from pathlens.errors import InvalidRequestError, PathlensError
+from pathlens.errors import InvalidRequestError, PathlensError, ResourceExhaustedError
 from pathlens.gateway.metrics import METHODS, SERVICE, Metrics
 from pathlens.wire.status import status_from_error
 
@@ -28,10 +28,12 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         metrics: Where calls are counted.
+        max_message_bytes: Largest request; what gRPC lets through above it is refused with the limit.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, max_message_bytes: int) -> None:
         self._metrics = metrics
+        self._max_message_bytes = max_message_bytes
         self._methods = {f"/{SERVICE}/{method}": method for method in METHODS}
         self._in_progress = 0
         self._idle = asyncio.Event()
@@ -56,7 +58,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, handler: Any, method: str) -> Handler:
         async def call(content: bytes, context: Context) -> Any:
             async with self._accounted(method, context):
-                return await handler.unary_unary(_parsed(handler, content), context)
+                return await handler.unary_unary(self._parsed(handler, content), context)
 
         # Requests are parsed inside `call`: grpc reports what its own deserializers raise as UNKNOWN, with the text.
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
@@ -64,7 +66,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, handler: Any, method: str) -> Handler:
         async def call(contents: AsyncIterator[bytes], context: Context) -> None:
             async with self._accounted(method, context):
-                requests = (_parsed(handler, content) async for content in contents)
+                requests = (self._parsed(handler, content) async for content in contents)
                 # grpc would leave the closing of a cancelled generator to the garbage collector.
                 async with aclosing(handler.stream_stream(requests, context)) as responses:
                     async for response in responses:
@@ -103,12 +105,17 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
             if not self._in_progress:
                 self._idle.set()
 
-
-def _parsed(handler: Any, content: bytes) -> Any:
-    try:
-        return handler.request_deserializer(content)
-    except DecodeError as error:
-        raise InvalidRequestError(
-            "The request is not a message of this call: use stubs made from protos/pathlens/v1.",
-            reason="REQUEST_MALFORMED",
-        ) from error
+    def _parsed(self, handler: Any, content: bytes) -> Any:
+        if len(content) > self._max_message_bytes:
+            raise ResourceExhaustedError(
+                f"The request has {len(content)} bytes: send at most {self._max_message_bytes}.",
+                reason="MESSAGE_TOO_LARGE",
+                metadata={"bytes": len(content), "limit": self._max_message_bytes},
+            )
+        try:
+            return handler.request_deserializer(content)
+        except DecodeError as error:
+            raise InvalidRequestError(
+                "The request is not a message of this call: use stubs made from protos/pathlens/v1.",
+                reason="REQUEST_MALFORMED",
+            ) from error

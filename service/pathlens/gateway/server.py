@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -25,6 +26,7 @@ from pathlens.gateway.models import ModelDirectory
 from pathlens.gateway.servicer import ExplanationServicer
 from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.upstream import Upstream
+from pathlens.gateway.watch import Watch
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
 _logger = logging.getLogger(__name__)
@@ -32,6 +34,10 @@ _HEALTH_NAMES = ("", SERVICE)
 _RETRY_SECONDS = 1.0
 # How long calls that our own bookkeeping does not know may still take: health watchers, and calls that just arrived.
 _LINGER_SECONDS = 0.5
+# gRPC refuses a message without details; so it lets a little more through, which we then refuse with them.
+_SPARE_MESSAGE_BYTES = 1024 * 1024
+# A call that TorchServe has no room for waits, or is refused at once; so there are seldom many more than it holds.
+_CALLS_PER_PLACE = 4
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class _Running:
 class Gateway:
     """Serves applications from `start` to `stop`.
 
-    Health is NOT_SERVING until every model has described itself, then SERVING, and NOT_SERVING again from the beginning
-    of the stop.
+    Health is NOT_SERVING until every model has described itself, then SERVING while all of them answer their canaries,
+    and NOT_SERVING again from the beginning of the stop.
 
     Args:
         settings: Addresses and limits.
@@ -63,7 +69,7 @@ class Gateway:
         self._model_names = tuple(model_names)
         self._state: _Running | None = None
         self._resources = AsyncExitStack()
-        self._waiting_for_models: asyncio.Task[None] | None = None
+        self._keeping_health: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -99,22 +105,25 @@ class Gateway:
             resources.push_async_callback(upstream.close)
             directory = ModelDirectory(self._model_names, upstream)
             health_servicer = health.aio.HealthServicer()
-            interceptor = RequestInterceptor(metrics)
-            server = grpc.aio.server(interceptors=[interceptor], options=self._server_options())
+            interceptor = RequestInterceptor(metrics, self._settings.max_message_bytes)
+            server = grpc.aio.server(
+                interceptors=[interceptor],
+                options=self._server_options(),
+                maximum_concurrent_rpcs=_CALLS_PER_PLACE * self._settings.max_in_flight,
+            )
             resources.push_async_callback(server.stop, None)
             explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(
                 ExplanationServicer(self._settings, upstream, directory, metrics), server
             )
             health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
             reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-            for name in _HEALTH_NAMES:
-                await health_servicer.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+            await _report_health(health_servicer, False)
             state = _Running(
                 server, self._bind(server), metrics_server.port, upstream, directory, health_servicer, interceptor
             )
             await server.start()
-            if not await _ready(state):
-                self._waiting_for_models = asyncio.create_task(_become_ready(state))
+            ready = await _ready(state)
+            self._keeping_health = asyncio.create_task(_keep_health(state, self._model_names, ready))
             self._state = state
             self._resources = resources.pop_all()
 
@@ -131,15 +140,18 @@ class Gateway:
         state, self._state = self._state, None
         seconds = self._settings.drain_seconds if drain_seconds is None else drain_seconds
         end = time.monotonic() + seconds
-        if self._waiting_for_models is not None:
-            self._waiting_for_models.cancel()
-            await asyncio.gather(self._waiting_for_models, return_exceptions=True)
-        await state.health.enter_graceful_shutdown()
-        await _stop_server(state, seconds)
-        unanswered = await state.upstream.drain(max(0.0, end - time.monotonic()))
-        if unanswered:
-            _logger.warning("TorchServe still works on %d calls that nobody waits for", unanswered)
-        await self._resources.aclose()
+        try:
+            if self._keeping_health is not None:
+                self._keeping_health.cancel()
+                await asyncio.gather(self._keeping_health, return_exceptions=True)
+            await state.health.enter_graceful_shutdown()
+            await _stop_server(state, seconds)
+            unanswered = await state.upstream.drain(max(0.0, end - time.monotonic()))
+            if unanswered:
+                _logger.warning("TorchServe still works on %d calls that nobody waits for", unanswered)
+        finally:
+            # Also when the stop is interrupted.
+            await self._resources.aclose()
 
     @property
     def _running(self) -> _Running:
@@ -149,7 +161,7 @@ class Gateway:
 
     def _server_options(self) -> list[tuple[str, int]]:
         return [
-            ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+            ("grpc.max_receive_message_length", self._settings.max_message_bytes + _SPARE_MESSAGE_BYTES),
             ("grpc.max_send_message_length", self._settings.max_message_bytes),
             # Otherwise a second gateway on the same port would start, and take half of the calls.
             ("grpc.so_reuseport", 0),
@@ -177,9 +189,21 @@ async def _ready(state: _Running) -> bool:
         raise ServerStartError(
             f"The gateway cannot serve: {error.message}", reason=error.reason, metadata=error.metadata
         ) from error
-    for name in _HEALTH_NAMES:
-        await state.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await _report_health(state.health, True)
     return True
+
+
+async def _report_health(servicer: health.aio.HealthServicer, serving: bool) -> None:
+    for name in _HEALTH_NAMES:
+        await servicer.set(
+            name, health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+
+
+async def _keep_health(state: _Running, names: Sequence[str], ready: bool) -> None:
+    if not ready:
+        await _become_ready(state)
+    await Watch(names, state.upstream, partial(_report_health, state.health)).run()
 
 
 async def _become_ready(state: _Running) -> None:

@@ -1,6 +1,5 @@
 """The seven calls of ExplanationService."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -13,6 +12,7 @@ from pathlens.errors import InternalError, InvalidRequestError, PathlensError
 from pathlens.gateway import batch, validation
 from pathlens.gateway.metrics import Metrics
 from pathlens.gateway.models import ModelDirectory
+from pathlens.gateway.quoting import shortened
 from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.stream import answered
 from pathlens.gateway.upstream import Upstream
@@ -54,7 +54,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
 
     async def Explain(self, request: messages.ExplainRequest, context: Context) -> messages.ExplainResponse:  # noqa: N802
         """Predict the class of one image and explain each requested target."""
-        return await self._explain(request, context.time_remaining())
+        return await self._explain(request, context.time_remaining(), wait=False)
 
     async def BatchExplain(  # noqa: N802
         self, request: messages.BatchExplainRequest, context: Context
@@ -71,17 +71,14 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
             )
         results = self._refused_items(request, model)
         sizes = [(i, item.ByteSize()) for i, item in enumerate(request.items) if i not in results]
-        room = asyncio.Semaphore(self._settings.stream_window)
 
-        async def compute(chunk: Sequence[int]) -> None:
-            async with room:
-                calls = [worker_pb2.WorkerCall(explain=_item_request(request, i)) for i in chunk]
-                answers = await self._explain_chunk(model, calls, context.time_remaining())
-                results.update(zip(chunk, answers, strict=True))
+        async def compute(chunk: Sequence[int], max_bytes: int) -> list[messages.ExplainResult]:
+            calls = [worker_pb2.WorkerCall(explain=_item_request(request, i)) for i in chunk]
+            return await self._explain_chunk(model, calls, context.time_remaining(), max_bytes)
 
-        async with asyncio.TaskGroup() as group:
-            for chunk in batch.chunks(sizes, self._settings.batch_chunk, self._settings.max_message_bytes // 2):
-                group.create_task(compute(chunk))
+        chunks = list(batch.chunks(sizes, self._settings.batch_chunk, self._settings.max_message_bytes // 2))
+        room = batch.Room(self._settings.max_message_bytes, self._settings.stream_window, len(chunks))
+        results |= await batch.computed(chunks, compute, room)
         return batch.fitted([results[i] for i in range(len(request.items))], self._settings.max_message_bytes)
 
     async def StreamExplain(  # noqa: N802
@@ -122,18 +119,23 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         """Describe one model."""
         return messages.GetModelResponse(model=self._models.resolve(request.model))
 
-    async def _explain(self, request: messages.ExplainRequest, remaining: float | None) -> messages.ExplainResponse:
+    async def _explain(
+        self, request: messages.ExplainRequest, remaining: float | None, *, wait: bool
+    ) -> messages.ExplainResponse:
         model = self._models.resolve(request.model)
         validation.check_explain(request, model, self._settings.max_image_bytes)
-        reply = await self._ask_one(model, worker_pb2.WorkerCall(explain=request), remaining)
+        reply = await self._ask_one(model, worker_pb2.WorkerCall(explain=request), remaining, wait=wait)
         return reply.explain
 
     async def _explain_item(
         self, item: messages.StreamExplainRequest, remaining: float | None
     ) -> messages.StreamExplainResponse:
-        validation.check_stream_id(item)
         try:
-            explained = await self._explain(item.request, remaining)
+            validation.check_stream_id(item)
+        except InvalidRequestError as error:
+            return _stream_response(shortened(item.id), messages.ExplainResult(status=status_from_error(error)))
+        try:
+            explained = await self._explain(item.request, remaining, wait=True)
         except Exception as error:
             return _stream_response(item.id, messages.ExplainResult(status=_item_status(error)))
         response = _stream_response(item.id, messages.ExplainResult(status=OK, response=explained))
@@ -144,10 +146,10 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         return _stream_response(item.id, messages.ExplainResult(status=refusal))
 
     async def _explain_chunk(
-        self, model: messages.Model, calls: Sequence[worker_pb2.WorkerCall], remaining: float | None
+        self, model: messages.Model, calls: Sequence[worker_pb2.WorkerCall], remaining: float | None, max_bytes: int
     ) -> list[messages.ExplainResult]:
         try:
-            replies = await self._ask(model, calls, remaining)
+            replies = await self._ask(model, calls, remaining, wait=True, max_response_bytes=max_bytes)
         except Exception as error:
             return [messages.ExplainResult(status=_item_status(error))] * len(calls)
         return [
@@ -172,18 +174,26 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         return refused
 
     async def _ask_one(
-        self, model: messages.Model, call: worker_pb2.WorkerCall, remaining: float | None
+        self, model: messages.Model, call: worker_pb2.WorkerCall, remaining: float | None, *, wait: bool = False
     ) -> worker_pb2.WorkerReply:
-        (reply,) = await self._ask(model, [call], remaining)
+        (reply,) = await self._ask(model, [call], remaining, wait=wait)
         if reply.status.code != OK.code:
             raise error_from_status(reply.status)
         return reply
 
     async def _ask(
-        self, model: messages.Model, calls: Sequence[worker_pb2.WorkerCall], remaining: float | None
+        self,
+        model: messages.Model,
+        calls: Sequence[worker_pb2.WorkerCall],
+        remaining: float | None,
+        *,
+        wait: bool,
+        max_response_bytes: int | None = None,
     ) -> Sequence[worker_pb2.WorkerReply]:
         name = model.model.name
-        answer = await self._upstream.ask(name, model.model.version, calls, remaining)
+        answer = await self._upstream.ask(
+            name, model.model.version, calls, remaining, wait=wait, max_response_bytes=max_response_bytes
+        )
         for call, reply in zip(calls, answer.replies, strict=True):
             kind = call.WhichOneof("call")
             if reply.status.code == OK.code and reply.WhichOneof("reply") != kind:

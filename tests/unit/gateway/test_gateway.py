@@ -208,11 +208,30 @@ def test_bytes_that_are_no_message_end_a_stream_as_an_invalid_request() -> None:
     asyncio.run(scenario())
 
 
-def test_a_message_over_the_limit_is_refused_by_the_transport() -> None:
+def test_a_message_over_the_limit_is_refused_with_details_and_counted() -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, max_message_bytes=10_000) as (gateway, channel),
+        ):
+            request = messages.PredictRequest(image=image(bytes(20_000)))
+            error = await refusal(service(channel).Predict(request))
+            assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+            assert error.metadata == {"bytes": str(request.ByteSize()), "limit": "10000"}
+            error = await refusal(service(channel).StreamExplain(iter([stream_item(bytes(20_000))])).read())
+            assert error.reason == "MESSAGE_TOO_LARGE"
+            assert injector.requests == []
+            exposition = await scraped(gateway)
+            assert 'pathlens_requests_total{code="RESOURCE_EXHAUSTED",method="Predict"} 1.0' in exposition
+
+    asyncio.run(scenario())
+
+
+def test_a_message_far_over_the_limit_is_refused_by_the_transport() -> None:
     async def scenario() -> None:
         async with FaultInjector() as injector, running_gateway(injector, max_message_bytes=10_000) as (_, channel):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await service(channel).Predict(messages.PredictRequest(image=image(bytes(20_000))))
+                await service(channel).Predict(messages.PredictRequest(image=image(bytes(2_000_000))))
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert injector.requests == []
 
@@ -731,5 +750,143 @@ def test_a_slow_sender_of_a_stream_still_gets_its_answers() -> None:
                 received.append(response.id)
                 answered.set()
             assert received == ["first", "second"]
+
+    asyncio.run(scenario())
+
+
+def test_items_wait_for_room_and_a_single_call_does_not() -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, max_in_flight=1, batch_chunk=1) as (_, channel),
+        ):
+            injector.open.clear()
+            batch = asyncio.ensure_future(service(channel).BatchExplain(batch_of(*[b"image"] * 10)))
+            call = service(channel).StreamExplain(stream_item(f"image {i}".encode()) for i in range(10))
+            await injector.until(in_progress=1)
+            error = await refusal(service(channel).Explain(messages.ExplainRequest(image=image())))
+            assert error.reason == "QUEUE_FULL"
+            injector.open.set()
+            results = [response.result async for response in call] + list((await batch).results)
+            assert [result.status.code for result in results] == [OK.code] * 20
+            assert injector.peak == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_stream_leaves_no_item_that_waits() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=1) as (_, channel):
+            injector.open.clear()
+            call = service(channel).StreamExplain(stream_item(f"image {i}".encode()) for i in range(10))
+            await injector.until(in_progress=1)
+            call.cancel()
+            await asyncio.sleep(0.2)
+            injector.open.set()
+            await injector.until(in_progress=0)
+            await service(channel).Predict(messages.PredictRequest(image=image()))
+            assert len(injector.requests) == 2
+
+    asyncio.run(scenario())
+
+
+def test_calls_at_one_time_are_bounded() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=1) as (_, channel):
+            open_streams = [service(channel).StreamExplain() for _ in range(4)]
+            for stream in open_streams:
+                await stream.write(stream_item(b""))
+                await stream.read()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await service(channel).ListModels(messages.ListModelsRequest())
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for stream in open_streams:
+                await stream.done_writing()
+                assert await stream.read() is grpc.aio.EOF
+
+    asyncio.run(scenario())
+
+
+def test_a_too_long_id_is_one_bad_item() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            items = [stream_item(b"x" * 2_000), stream_item(b"image")]
+            results = {response.id: response.result async for response in service(channel).StreamExplain(iter(items))}
+            assert results["image"].status.code == OK.code
+            (bad,) = results.keys() - {"image"}
+            assert bad.startswith("xxx")
+            assert len(bad) <= 80
+            assert error_from_status(results[bad].status).reason == "ID_TOO_LONG"
+
+    asyncio.run(scenario())
+
+
+def test_chunks_that_are_computed_together_share_one_message() -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, max_message_bytes=100_000, batch_chunk=2, stream_window=4) as (_, channel),
+        ):
+            injector.open.clear()
+            batch = asyncio.ensure_future(service(channel).BatchExplain(batch_of(*[b"image"] * 16)))
+            await injector.until(in_progress=4)
+            shares = [request.max_response_bytes for _, _, request in injector.requests]
+            assert shares == [25_000] * 4
+            injector.open.set()
+            assert all(result.status.code == OK.code for result in (await batch).results)
+
+    asyncio.run(scenario())
+
+
+def test_an_item_over_the_share_of_its_chunk_still_gets_what_the_message_has_room_for() -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, max_message_bytes=100_000, batch_chunk=1) as (_, channel),
+        ):
+            injector.keeps_limit = True
+            injector.paddings = {b"large": 60_000, b"larger": 70_000}
+            names = [b"small", b"large", b"small", b"larger", b"small"]
+            response = await service(channel).BatchExplain(batch_of(*names))
+            assert [result.status.code == OK.code for result in response.results] == [True, True, True, False, True]
+            assert error_from_status(response.results[3].status).reason == "RESPONSE_TOO_LARGE"
+            # What cannot fit is not computed twice.
+            assert len(injector.requests) == len(names) + 1
+
+    asyncio.run(scenario())
+
+
+def test_health_follows_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def until_health(channel: grpc.aio.Channel, expected: int) -> None:
+        async with asyncio.timeout(5):
+            while {await health_of(channel, name) for name in ("", SERVICE)} != {expected}:
+                await asyncio.sleep(0.02)
+
+    async def scenario() -> None:
+        monkeypatch.setattr("pathlens.gateway.watch._PERIOD_SECONDS", 0.05)
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            injector.failure = (grpc.StatusCode.INTERNAL, "Worker died.")
+            await until_health(channel, NOT_SERVING)
+            injector.failure = None
+            await until_health(channel, SERVING)
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupted_stop_still_closes_everything() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            injector.open.clear()
+            call = asyncio.ensure_future(service(channel).Predict(messages.PredictRequest(image=image())))
+            await injector.until(in_progress=1)
+            port = int(gateway.address.rpartition(":")[2])
+            stopping = asyncio.create_task(gateway.stop(20.0))
+            await asyncio.sleep(0.1)
+            stopping.cancel()
+            async with asyncio.timeout(5):
+                await asyncio.gather(stopping, call, return_exceptions=True)
+            with socket.socket() as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", port))
 
     asyncio.run(scenario())

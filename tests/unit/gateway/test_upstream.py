@@ -207,3 +207,85 @@ def test_an_answer_that_is_not_ours_is_an_internal_error(prediction: bytes) -> N
                 await ask(upstream)
 
     asyncio.run(scenario())
+
+
+def test_bytes_in_flight_are_bounded() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_upstream(injector, max_in_flight_bytes=50_000) as (upstream, _):
+            injector.open.clear()
+            waiting = [asyncio.create_task(ask(upstream, encoded=bytes(20_000))) for _ in range(2)]
+            await injector.until(in_progress=2)
+            with pytest.raises(ResourceExhaustedError) as caught:
+                await ask(upstream, encoded=bytes(20_000))
+            assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 1.0)
+            injector.open.set()
+            await asyncio.gather(*waiting)
+            await ask(upstream, encoded=bytes(20_000))
+
+    asyncio.run(scenario())
+
+
+def test_a_question_over_the_bytes_in_flight_is_sent_when_it_is_the_only_one() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_upstream(injector, max_in_flight_bytes=1000) as (upstream, _):
+            await ask(upstream, encoded=bytes(20_000))
+
+    asyncio.run(scenario())
+
+
+def test_who_may_wait_gets_the_next_room() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_upstream(injector, max_in_flight=1) as (upstream, _):
+            injector.open.clear()
+            calls = [predict_call()]
+            asking = [asyncio.create_task(upstream.ask("digits", "", calls, 5.0, wait=True)) for _ in range(3)]
+            await injector.until(in_progress=1)
+            injector.open.set()
+            await asyncio.gather(*asking)
+            assert (injector.peak, injector.finished) == (1, 3)
+
+    asyncio.run(scenario())
+
+
+def test_the_wait_for_room_ends_with_the_deadline() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_upstream(injector, max_in_flight=1) as (upstream, _):
+            injector.open.clear()
+            first = asyncio.create_task(ask(upstream))
+            await injector.until(in_progress=1)
+            with pytest.raises(DeadlineExceededError):
+                await upstream.ask("digits", "", [predict_call()], 0.1, wait=True)
+            injector.open.set()
+            await first
+            await ask(upstream)
+            assert len(injector.requests) == 2
+
+    asyncio.run(scenario())
+
+
+def test_the_own_time_limit_does_not_cancel_the_upstream_call() -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_upstream(injector, upstream_timeout_seconds=0.2) as (upstream, _),
+        ):
+            injector.open.clear()
+            with pytest.raises(UnavailableError):
+                await ask(upstream)
+            await asyncio.sleep(0.3)
+            assert upstream.in_flight == 1
+            injector.open.set()
+            await upstream.drain(5.0)
+            assert (injector.cancelled, injector.finished) == (0, 1)
+
+    asyncio.run(scenario())
+
+
+def test_the_largest_answer_travels_in_the_payload() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_upstream(injector) as (upstream, _):
+            await ask(upstream)
+            await upstream.ask("digits", "", [predict_call()], None, max_response_bytes=1234)
+            assert [request.max_response_bytes for _, _, request in injector.requests] == [64 * 2**20, 1234]
+
+    asyncio.run(scenario())

@@ -20,6 +20,12 @@ Code = grpc.StatusCode
         (Code.INTERNAL, "Worker died.\norg.pytorch.serve.http", UnavailableError, "WORKER_RESTARTING"),
         (Code.INTERNAL, 'Model "digits" Version 1.0 has no worker to serve', UnavailableError, "WORKER_RESTARTING"),
         (Code.UNAVAILABLE, "failed to connect to all addresses", UnavailableError, "WORKER_RESTARTING"),
+        (
+            Code.UNAVAILABLE,
+            "GOAWAY received; Error code: 2; Debug Text: Cannot reserve 4194304 bytes of direct buffer memory",
+            ResourceExhaustedError,
+            "QUEUE_FULL",
+        ),
         (Code.INTERNAL, "Model not found: digits", NotFoundError, "MODEL_NOT_FOUND"),
         (Code.NOT_FOUND, "Model not found: digits", NotFoundError, "MODEL_NOT_FOUND"),
         (Code.INTERNAL, "Model version: 2.0 does not exist for model: digits", NotFoundError, "MODEL_NOT_FOUND"),

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 MODEL = messages.Model(model=messages.ServedModel(name="digits"), labels=["zero", "one", "two"])
 LIMIT = 1000
+UNKNOWN: Any = 99
 
 
 def tensor(shape: list[int], size: int, data_type: Any = messages.DATA_TYPE_UINT8) -> messages.Image:
@@ -150,7 +152,69 @@ def test_class_zero_is_a_class_like_any_other() -> None:
 def test_options_of_absurd_length_are_refused_before_they_are_read() -> None:
     targets = messages.Targets(class_indices=[0] * 100_000)
     refusal = refusal_of_options(messages.ExplanationOptions(targets=targets))
+    assert refusal == (InvalidRequestError, "OPTION_INVALID", "options.targets")
+    refusal = refusal_of_options(messages.ExplanationOptions(targets=messages.Targets(labels=["x" * 70_000])))
     assert refusal == (InvalidRequestError, "OPTION_INVALID", "options")
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value", "limit"),
+    [
+        (
+            messages.ExplanationOptions(
+                targets=messages.Targets(top_k=3, class_indices=[0] * 10, labels=["one"] * 4), top_neurons=1000
+            ),
+            "options.targets",
+            17,
+            16,
+        ),
+        (messages.ExplanationOptions(top_neurons=1001), "options.top_neurons", 1001, 1000),
+        # A value that is none comes last: what is too long is refused before it is looked at.
+        (messages.ExplanationOptions(outputs=[messages.OUTPUT_MAP] * 5 + [UNKNOWN]), "options.outputs", 6, 5),
+    ],
+)
+def test_more_than_the_most_is_refused_by_its_count(
+    options: messages.ExplanationOptions, field: str, value: int, limit: int
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        check_options(options, MODEL)
+    assert (caught.value.reason, caught.value.field) == ("OPTION_INVALID", field)
+    assert caught.value.metadata == {"value": str(value), "limit": str(limit)}
+
+
+def test_as_much_as_the_most_passes() -> None:
+    targets = messages.Targets(top_k=3, class_indices=[0] * 10, labels=["one"] * 3)
+    outputs: list[Any] = [number for number in messages.Output.values() if number]
+    check_options(messages.ExplanationOptions(targets=targets, top_neurons=1000, outputs=outputs), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("check", "metadata"),
+    [
+        (
+            lambda: check_image(tensor([2, 2], 5, messages.DATA_TYPE_FLOAT32), LIMIT),
+            {"value": "5", "shape": "[2, 2]", "data_type": "DATA_TYPE_FLOAT32", "expected": "16"},
+        ),
+        (
+            lambda: check_options(messages.ExplanationOptions(targets=messages.Targets(top_k=4)), MODEL),
+            {"value": "4", "class_count": "3"},
+        ),
+        (
+            lambda: check_options(messages.ExplanationOptions(granularity=99), MODEL),  # type: ignore[arg-type]
+            {"value": "99", "choices": "GRANULARITY_CHANNEL, GRANULARITY_UNIT"},
+        ),
+        (
+            lambda: check_class_pathway(messages.GetClassPathwayRequest(class_index=7), MODEL),
+            {"class_index": "7", "class_count": "3", "model": "digits"},
+        ),
+    ],
+)
+def test_metadata_holds_every_value_of_the_sentence(check: Callable[[], None], metadata: dict[str, str]) -> None:
+    with pytest.raises(PathlensError) as caught:
+        check()
+    assert caught.value.metadata == metadata
+    for value in metadata.values():
+        assert value in caught.value.message
 
 
 def test_a_long_label_is_shortened_in_the_message() -> None:

@@ -1,0 +1,160 @@
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from pathlens.gateway import Gateway, GatewaySettings
+from pathlens.serving import Service
+from pathlens.torchserve import TorchServeSettings
+
+SETTINGS = GatewaySettings(port=0, metrics_port=0, drain_seconds=3.0)
+
+
+class IdleTorchServe:
+    """Stands in for the process and tells how it was stopped."""
+
+    inference_address = "127.0.0.1:1"
+    models = ("digits",)
+    is_running = True
+
+    def __init__(self, _settings: TorchServeSettings) -> None:
+        self.stopped: list[float] = []
+
+    def start(self) -> None: ...
+
+    def wait_until_ready(self, *_: object, **__: object) -> None: ...
+
+    def stop(self, drain_seconds: float) -> None:
+        self.stopped.append(drain_seconds)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setattr("pathlens.serving.TorchServe", IdleTorchServe)
+    made = Service(TorchServeSettings(archives=(Path("digits.mar"),)), SETTINGS)
+    yield made
+    made.stop(0)
+    assert not [thread for thread in threading.enumerate() if thread.name == "gateway"]
+
+
+def stops(service: Service) -> list[float]:
+    torchserve: Any = service.torchserve
+    return torchserve.stopped  # type: ignore[no-any-return]
+
+
+def interrupt_after(seconds: float) -> None:
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+def replace_stop(monkeypatch: pytest.MonkeyPatch, seconds: float, error: Exception | None = None) -> None:
+    stop = Gateway.stop
+
+    async def slow(gateway: Gateway, drain_seconds: float | None = None) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            await stop(gateway, drain_seconds)
+        if error:
+            raise error
+
+    monkeypatch.setattr(Gateway, "stop", slow)
+
+
+def test_a_service_starts_and_stops_and_starts_again(service: Service) -> None:
+    for _ in range(2):
+        with service:
+            assert service.address
+            assert service.metrics_address
+        with pytest.raises(RuntimeError):
+            _ = service.address
+
+
+def test_a_service_that_never_starts_makes_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathlens.serving.TorchServe", IdleTorchServe)
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: pytest.fail("an event loop was made"))
+    Service(TorchServeSettings(archives=(Path("digits.mar"),)), SETTINGS).stop()
+
+
+def test_torchserve_gets_what_the_gateway_leaves_of_the_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.start()
+    replace_stop(monkeypatch, seconds=1.0)
+    service.stop()
+    assert 1.0 <= stops(service)[0] <= 2.05
+
+
+def test_torchserve_always_gets_a_second(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.start()
+    replace_stop(monkeypatch, seconds=0.3)
+    service.stop(0.2)
+    assert stops(service) == [1.0]
+
+
+def test_a_stop_without_time_ends_torchserve_at_once(service: Service) -> None:
+    service.start()
+    service.stop(0)
+    assert stops(service) == [0]
+
+
+def test_torchserve_is_stopped_when_the_gateway_fails_to(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.start()
+    replace_stop(monkeypatch, seconds=0, error=ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        service.stop()
+    assert len(stops(service)) == 1
+
+
+def test_torchserve_is_stopped_when_the_stop_is_interrupted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.start()
+    replace_stop(monkeypatch, seconds=20)
+    interrupt_after(0.2)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        service.stop()
+    assert time.monotonic() - started < 5.0
+    assert len(stops(service)) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 20.0])
+def test_an_interrupted_start_leaves_no_server(
+    service: Service, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    start, bind = Gateway.start, Gateway._bind
+    gateways: list[Gateway] = []
+    ports: list[int] = []
+
+    def remembered(gateway: Gateway, server: grpc.aio.Server) -> int:
+        ports.append(bind(gateway, server))
+        return ports[0]
+
+    async def slow(gateway: Gateway) -> None:
+        gateways.append(gateway)
+        if seconds:
+            # Inside of the real start, where it holds its ports.
+            monkeypatch.setattr("pathlens.gateway.models.ModelDirectory.refresh", lambda _: asyncio.sleep(seconds))
+        await start(gateway)
+        if not seconds:
+            # The gateway runs, but nobody has been told.
+            await asyncio.sleep(20)
+
+    monkeypatch.setattr(Gateway, "start", slow)
+    monkeypatch.setattr(Gateway, "_bind", remembered)
+    interrupt_after(0.5)
+    with pytest.raises(KeyboardInterrupt):
+        service.start()
+    (gateway,) = gateways
+    with pytest.raises(RuntimeError):
+        _ = gateway.address
+    assert stops(service) == [0]
+    # The thread that serves the metrics ends with the gateway, and the port of the server is free.
+    assert not [thread for thread in threading.enumerate() if "serve_forever" in thread.name]
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", ports[0]))
