@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -40,9 +41,16 @@ class IdleTorchServe:
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr("pathlens.serving.TorchServe", IdleTorchServe)
     made = Service(TorchServeSettings(archives=(Path("digits.mar"),)), SETTINGS)
+    # Other tests may keep a service of their own running meanwhile.
+    before = servers()
     yield made
     made.stop(0)
-    assert not [thread for thread in threading.enumerate() if thread.name == "gateway"]
+    assert servers() == before
+
+
+def servers() -> set[int | None]:
+    """Return the threads of gateways and their metrics endpoints."""
+    return {thread.ident for thread in threading.enumerate() if re.search("gateway|serve_forever", thread.name)}
 
 
 def stops(service: Service) -> list[float]:
@@ -146,6 +154,7 @@ def test_an_interrupted_start_leaves_no_server(
 
     monkeypatch.setattr(Gateway, "start", slow)
     monkeypatch.setattr(Gateway, "_bind", remembered)
+    before = servers()
     interrupt_after(0.5)
     with pytest.raises(KeyboardInterrupt):
         service.start()
@@ -154,7 +163,7 @@ def test_an_interrupted_start_leaves_no_server(
         _ = gateway.address
     assert stops(service) == [0]
     # The thread that serves the metrics ends with the gateway, and the port of the server is free.
-    assert not [thread for thread in threading.enumerate() if "serve_forever" in thread.name]
+    assert servers() == before
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", ports[0]))
