@@ -53,7 +53,8 @@ def read_archive(archive: Path) -> ArchivedModel:
         name = manifest["model"]["modelName"]
         version = manifest["model"].get("modelVersion", "1.0")
         handler = manifest["model"]["handler"]
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        # zipfile raises RuntimeError for entries that are encrypted or compressed in a way it does not know.
         raise _damaged(archive, "is not a plain zip file, or is damaged") from error
     except OSError as error:
         raise _damaged(archive, f"cannot be read ({error.strerror})") from error
