@@ -12,8 +12,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from pathlens.errors import InvalidRequestError, PathlensError, ResourceExhaustedError
+from pathlens.errors import InvalidRequestError, PathlensError, ResourceExhaustedError, UnavailableError
 from pathlens.gateway.metrics import METHODS, SERVICE, Metrics
+from pathlens.gateway.upstream_errors import RESTART_SECONDS
 from pathlens.wire.status import status_from_error
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,6 +39,11 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         self._in_progress = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._refusing = False
+
+    def refuse(self) -> None:
+        """Refuse every call of our service from now on; those in progress go on."""
+        self._refusing = True
 
     async def idle(self) -> None:
         """Wait until no call of our service is in progress."""
@@ -83,6 +89,12 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
         code = "OK"
         try:
             try:
+                if self._refusing:
+                    raise UnavailableError(
+                        "The gateway is stopping: repeat the request.",
+                        reason="STOPPING",
+                        retry_after=RESTART_SECONDS,
+                    )
                 yield
             except PathlensError as error:
                 code = error.code

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -217,13 +217,13 @@ async def _become_ready(state: _Running) -> None:
 
 
 async def _stop_server(state: _Running, seconds: float) -> None:
-    stopping = asyncio.create_task(state.server.stop(seconds))
-    idle = asyncio.create_task(state.interceptor.idle())
-    await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
-    idle.cancel()
-    # A Watch of the health service never ends by itself and would hold up every stop for the whole of its time.
-    await state.server.stop(min(seconds, _LINGER_SECONDS))
-    await stopping
+    end = time.monotonic() + seconds
+    state.interceptor.refuse()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(state.interceptor.idle(), seconds)
+    # A Watch of the health service never ends by itself and gets no more than a moment. One stop and no second, shorter
+    # one beside it: grpc crashes if the time of both is up at once.
+    await state.server.stop(min(max(0.0, end - time.monotonic()), _LINGER_SECONDS))
 
 
 def _address(host: str, port: int) -> str:
