@@ -3,6 +3,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable
+from importlib import import_module
 from typing import Any
 
 import grpc
@@ -644,6 +645,47 @@ def test_stopping_lets_an_accepted_call_finish() -> None:
             await stopping
 
     asyncio.run(scenario())
+
+
+def test_a_new_call_is_refused_while_accepted_ones_finish() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
+            injector.open.clear()
+            call = asyncio.ensure_future(service(channel).Predict(messages.PredictRequest(image=image(b"kept"))))
+            await injector.until(in_progress=1)
+            stopping = asyncio.create_task(gateway.stop(10.0))
+            await asyncio.sleep(0.2)
+            error = await refusal(service(channel).ListModels(messages.ListModelsRequest()))
+            assert (error.code, error.reason) == ("UNAVAILABLE", "STOPPING")
+            assert error.retry_after is not None
+            injector.open.set()
+            assert (await call).predictions[0].label == "kept"
+            await stopping
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_is_never_joined_by_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # grpc destroys its server when the time of one stop is up, and crashes if that of another is up just then.
+    running: list[float | None] = []
+    most: list[int] = []
+    server_class: Any = import_module("grpc.aio._server").Server
+    stop = server_class.stop
+
+    async def counted(server: Any, grace: float | None) -> None:
+        running.append(grace)
+        most.append(len(running))
+        await stop(server, grace)
+        running.remove(grace)
+
+    monkeypatch.setattr(server_class, "stop", counted)
+
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (gateway, _):
+            await gateway.stop(0)
+
+    asyncio.run(scenario())
+    assert max(most) == 1
 
 
 def test_stopping_is_bounded_when_torchserve_never_answers() -> None:
