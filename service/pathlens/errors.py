@@ -10,7 +10,9 @@ PathlensError
 ├── InternalError             INTERNAL             a defect of ours
 ├── CaptureError              -                    a classifier cannot be captured
 ├── BundleError               -                    a bundle or archive is damaged, foreign or of another version
+├── ImagesError               -                    images or labels given to a command cannot be used
 ├── FitError                  -                    fitting cannot go on with what it was given
+├── EvaluationError           -                    an evaluation cannot go on with what it was given
 └── ServerStartError          -                    TorchServe or the gateway did not come up
 
 The classes marked "-" are raised by the library and the command line and never cross the wire. This module imports
@@ -111,10 +113,22 @@ class BundleError(PathlensError):
     default_reason = "BUNDLE_INVALID"
 
 
+class ImagesError(PathlensError):
+    """The images given to a command, or what is said about them, cannot be used."""
+
+    default_reason = "IMAGES_INVALID"
+
+
 class FitError(PathlensError):
     """Fitting cannot go on with the classifier or the images it was given."""
 
     default_reason = "FIT_FAILED"
+
+
+class EvaluationError(PathlensError):
+    """An evaluation cannot go on with the bundle, the images or the settings it was given."""
+
+    default_reason = "EVALUATION_FAILED"
 
 
 class ServerStartError(PathlensError):

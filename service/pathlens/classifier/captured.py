@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pathlens.classifier.program import Program, build_graph
-from pathlens.classifier.recording import Recording
+from pathlens.classifier.recording import Recording, at_least_float32
 from pathlens.classifier.taps import Tap
 
 TapEdit = Callable[[int, Tensor], Tensor]
@@ -76,6 +76,12 @@ class CapturedClassifier:
         return weight.device if weight is not None else torch.device("cpu")
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the classifier computes in: float32 unless `to` changed it."""
+        floating = (weight.dtype for weight in self._module.buffers() if weight.is_floating_point())
+        return next(floating, torch.float32)
+
+    @property
     def weights(self) -> dict[str, Tensor]:
         """The weights by qualified name."""
         return dict(zip(self._weight_names, self._module.buffers(), strict=True))
@@ -93,11 +99,21 @@ class CapturedClassifier:
         """Return the weights in safetensors format."""
         return safetensors.torch.save({name: weight.cpu().contiguous() for name, weight in self.weights.items()})
 
-    def to(self, device: torch.device | str) -> "CapturedClassifier":
-        """Return the same classifier on a device; this one stays where it is."""
-        if self.device == torch.device(device):
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "CapturedClassifier":
+        """Return the same classifier on a device or in another precision; this one stays as it is.
+
+        Args:
+            device: Where to compute; None stays.
+            dtype: bfloat16, float32 or float64; None stays. Images may have any precision and are converted.
+        """
+        device, dtype = torch.device(device or self.device), dtype or self.dtype
+        if (self.device, self.dtype) == (device, dtype):
             return self
-        return CapturedClassifier(self.program, {name: weight.to(device) for name, weight in self.weights.items()})
+        weights = {
+            name: weight.to(device, dtype if weight.is_floating_point() else weight.dtype)
+            for name, weight in self.weights.items()
+        }
+        return CapturedClassifier(self.program, weights)
 
     def __call__(self, images: Tensor, pathway: TapEditor | None = None) -> Tensor:
         """Classify, through the whole classifier or through a pathway alone.
@@ -107,7 +123,7 @@ class CapturedClassifier:
             pathway: What is left of the network; None for all of it.
 
         Returns:
-            Logits, float32 [B, K].
+            Logits, float32 [B, K]; float64 if the classifier computes in float64.
 
         Raises:
             ValueError: If `images` has another shape.
@@ -115,15 +131,15 @@ class CapturedClassifier:
         return self.run(images, pathway.edit if pathway is not None else None)
 
     def run(self, images: Tensor, edit: TapEdit | None = None) -> Tensor:
-        """Classify while `edit` replaces the output of each tap. Returns logits, float32 [B, K]."""
+        """Classify while `edit` replaces the output of each tap; returns logits as `__call__` does."""
         self._check(images)
-        logits: Tensor = self._module(images, edit)
-        return logits.float()
+        logits: Tensor = self._module(images.to(self.dtype), edit)
+        return at_least_float32(logits)
 
     def record(self, images: Tensor) -> Recording:
         """Classify and keep every value, to run the network behind single taps again."""
         self._check(images)
-        return Recording(self._module, images)
+        return Recording(self._module, images.to(self.dtype))
 
     def trace(self, images: Tensor, pathway: TapEditor | None = None) -> Trace:
         """Classify and record what every tap passed on, with the graph that gradients need.

@@ -29,7 +29,7 @@ class Recording:
         self._images = next(node for node in module.graph.nodes if node.op == "placeholder")
         self._vary = _behind(self._images)
         self._taps = [node for node in module.graph.nodes if node.target is edit_tap]
-        self.logits = logits.float()
+        self.logits = at_least_float32(logits)
         self.activations: tuple[Tensor, ...] = tuple(self._values[node] for node in self._taps)
 
     def run_tail(self, index: int, activation: Tensor, rows: Tensor) -> Tensor:
@@ -65,9 +65,14 @@ class Recording:
         for node in _behind(start):
             if node.op == "output":
                 logits: Tensor = value(node.all_input_nodes[0])
-                return logits.float()
+                return at_least_float32(logits)
             values[node] = _call(node, value)
         raise ValueError(f"the logits do not depend on tap {index}")
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Widen logits of half precision, in which a softmax over many classes would lose the small ones."""
+    return logits if logits.dtype is torch.float64 else logits.float()
 
 
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:

@@ -12,13 +12,13 @@ from rich.table import Table
 from pathlens.bundle.store import Bundle, check_destination, save_bundle
 from pathlens.classifier.capture import capture
 from pathlens.classifier.captured import CapturedClassifier
+from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Colour, Interpolation, Preprocessing
 from pathlens.classifier.sources import load_classifier
 from pathlens.cli.ranges import FloatRange
 from pathlens.errors import FitError
 from pathlens.explanation import Granularity
 from pathlens.fitting.fit import FitSettings, fit
-from pathlens.fitting.images import ImageSource
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DEFAULTS = FitSettings("")

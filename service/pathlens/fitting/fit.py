@@ -11,11 +11,11 @@ from torch import Tensor
 from pathlens.bundle.manifest import FitPart
 from pathlens.bundle.store import Bundle
 from pathlens.classifier.captured import CapturedClassifier
+from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.errors import FitError
 from pathlens.evaluation.transfer import HeldOut, measure_transfer
 from pathlens.explanation import ClassPathwayStatistics, Granularity, PathwaySource
-from pathlens.fitting.images import ImageSource
 from pathlens.pathways.bank import ClassCounts, ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import contributions_of_trace
 from pathlens.pathways.pathway import Pathway

@@ -1,4 +1,4 @@
-"""Contributions: how much every neuron adds to a target's logit."""
+"""Contributions: how much every neuron matters to a target, and the pathways selected by that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from pathlens.classifier.taps import Tap
 from pathlens.explanation import Granularity
 from pathlens.pathways.pathway import Pathway, from_flat, mask_shape
-from pathlens.pathways.selection import select_top
+from pathlens.pathways.selection import select_ranked, select_top
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,8 @@ class Contributions:
 
     Attributes:
         taps: The taps that the scores belong to.
-        signed: One float32 tensor per tap, [B, C] or [B, ...], in logits: what the target gains by the neuron.
+        signed: One float32 tensor per tap, [B, C] or [B, ...]: what the target's logit gains by the neuron. The
+            baselines, which attribute no part of a logit, put a score of their own there, at least 0.
         granularity: What counts as one neuron.
     """
 
@@ -44,10 +45,39 @@ class Contributions:
         Raises:
             ValueError: If `sparsity` is out of range or a contribution is not finite.
         """
+        return from_flat(select_top(self.flat_scores(), sparsity), self.taps, self.granularity)
+
+    def select_per_tap(self, counts: Sequence[int]) -> Pathway:
+        """Keep the neurons of greatest magnitude of each tap, as many as stated for the tap.
+
+        Args:
+            counts: Neurons to keep at each tap.
+
+        Raises:
+            ValueError: If the counts do not fit the taps or a contribution is not finite.
+        """
+        scores = torch.split(self.flat_scores(), [signed[0].numel() for signed in self.signed], dim=1)
+        if len(counts) != len(self.taps):
+            raise ValueError(f"{len(counts)} counts for {len(self.taps)} taps; expected one count for each tap")
+        for tap, score, count in zip(self.taps, scores, counts, strict=True):
+            if not 0 <= count <= score.shape[1]:
+                raise ValueError(f"the count of {tap.name} is {count}; expected 0 to {score.shape[1]}")
+        masks = [
+            select_ranked(score, torch.full((len(score),), count, device=score.device))
+            for score, count in zip(scores, counts, strict=True)
+        ]
+        return from_flat(torch.cat(masks, 1), self.taps, self.granularity)
+
+    def flat_scores(self) -> Tensor:
+        """Return all magnitudes side by side, float32 [B, N], tap after tap in row-major order.
+
+        Raises:
+            ValueError: If a contribution is not finite.
+        """
         flat = torch.cat([signed.flatten(1) for signed in self.signed], 1).abs()
         if not bool(flat.isfinite().all()):
             raise ValueError("a contribution is not finite; is the classifier's output finite for this input?")
-        return from_flat(select_top(flat, sparsity), self.taps, self.granularity)
+        return flat
 
 
 def first_order(
@@ -63,7 +93,7 @@ def first_order(
     """
     with torch.no_grad():
         signed = tuple(
-            _neuron_values((activation * gradient).float(), tap, granularity)
+            _neuron_values(activation.float() * gradient.float(), tap, granularity)
             for tap, activation, gradient in zip(taps, activations, gradients, strict=True)
         )
     return Contributions(taps, signed, granularity)

@@ -3,6 +3,7 @@
 import torch
 
 from pathlens.pathways.pathway import Pathway
+from pathlens.pathways.selection import select_ranked
 
 
 def random_pathway(like: Pathway, seed: int) -> Pathway:
@@ -16,6 +17,7 @@ def random_pathway(like: Pathway, seed: int) -> Pathway:
     masks = []
     for mask in like.masks:
         flat = mask.flatten(1)
-        order = torch.rand(flat.shape, generator=generator).argsort(1).argsort(1)
-        masks.append((order.to(mask.device) < flat.sum(1, keepdim=True)).view_as(mask))
+        # Above 0, because a neuron of score 0 is never kept.
+        scores = 1 - torch.rand(flat.shape, generator=generator)
+        masks.append(select_ranked(scores.to(mask.device), flat.sum(1)).view_as(mask))
     return Pathway(like.taps, tuple(masks), like.granularity, like.ablation)

@@ -32,3 +32,23 @@ def select_top(scores: Tensor, sparsity: float) -> Tensor:
     ties = scores == threshold
     missing = count - above.sum(1, keepdim=True)
     return (above | (ties & (ties.cumsum(1) <= missing))) & (scores > 0)
+
+
+def select_ranked(scores: Tensor, counts: Tensor) -> Tensor:
+    """Keep, in every sample, as many neurons of highest score as it is due; otherwise as `select_top`.
+
+    Args:
+        scores: Non-negative and finite, [B, N].
+        counts: Neurons to keep, int64 [B].
+
+    Returns:
+        bool [B, N].
+    """
+    return (rank(scores) < counts[:, None]) & (scores > 0)
+
+
+def rank(scores: Tensor) -> Tensor:
+    """Return the place of each neuron in its sample, int64 [B, N]: 0 for the highest score, the lowest index first."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)

@@ -11,11 +11,11 @@ from torch import nn
 from fixture_data import cifar, needs_fixtures
 from pathlens.bundle.store import Bundle, save_bundle
 from pathlens.classifier.capture import capture
+from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.errors import FitError
 from pathlens.explanation import Granularity, PathwaySource
 from pathlens.fitting.fit import FitSettings, fit
-from pathlens.fitting.images import ImageSource
 from pathlens.pathways.neuron_mct import neuron_mct
 from real_captures import real
 from small_networks import CLASSES, captured, images

@@ -6,8 +6,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pathlens.errors import FitError
-from pathlens.fitting.images import ImageSource
+from pathlens.classifier.images import ImageSource
+from pathlens.errors import ImagesError
 
 
 def pixels(number: int, side: int = 6) -> NDArray[np.uint8]:
@@ -59,7 +59,7 @@ class TestFolders:
     def test_without_images_are_refused(self, files: list[str], tmp_path: Path) -> None:
         for name in files:
             (tmp_path / name).touch()
-        with pytest.raises(FitError, match=r"holds no images; expected files ending in \.jpeg"):
+        with pytest.raises(ImagesError, match=r"holds no images; expected files ending in \.jpeg"):
             ImageSource(tmp_path)
 
 
@@ -79,21 +79,21 @@ class TestNpz:
         "images", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((1, 1, 1, 1, 1), np.uint8)]
     )
     def test_of_another_type_or_shape_is_refused_naming_both(self, images: NDArray[np.generic], tmp_path: Path) -> None:
-        with pytest.raises(FitError, match=rf"{images.dtype}.*expected uint8 \[N, H, W, 3\]"):
+        with pytest.raises(ImagesError, match=rf"{images.dtype}.*expected uint8 \[N, H, W, 3\]"):
             ImageSource(npz(tmp_path / "a.npz", images=images))
 
     def test_without_the_array_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(FitError, match="an array named images"):
+        with pytest.raises(ImagesError, match="an array named images"):
             ImageSource(npz(tmp_path / "a.npz", pictures=np.zeros((2, 4, 4), np.uint8)))
 
     def test_with_pickled_objects_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "a.npz"
         np.savez(path, images=np.array([{}], dtype=object))
-        with pytest.raises(FitError, match=r"a\.npz"):
+        with pytest.raises(ImagesError, match=r"a\.npz"):
             ImageSource(path)
 
     def test_without_images_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(FitError, match="holds no images"):
+        with pytest.raises(ImagesError, match="holds no images"):
             ImageSource(npz(tmp_path / "a.npz", images=np.zeros((0, 4, 4, 3), np.uint8)))
 
     @pytest.mark.parametrize("kind", ["empty", "text", "npy", "cut", "scrambled"])
@@ -111,11 +111,11 @@ class TestNpz:
             "scrambled": scrambled,
         }
         (tmp_path / "a.npz").write_bytes(contents[kind])
-        with pytest.raises(FitError, match=r"a\.npz is neither a folder nor an NPZ"):
+        with pytest.raises(ImagesError, match=r"a\.npz is neither a folder nor an NPZ"):
             ImageSource(tmp_path / "a.npz")
 
     def test_that_is_missing_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(FitError, match="missing"):
+        with pytest.raises(ImagesError, match="missing"):
             ImageSource(tmp_path / "missing.npz")
 
 

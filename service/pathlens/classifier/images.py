@@ -1,4 +1,4 @@
-"""Images to fit on: a folder, a folder of class folders, or an NPZ file; read one at a time."""
+"""Images to fit on or to evaluate: a folder, a folder of class folders, or an NPZ file; read one at a time."""
 
 import zipfile
 import zlib
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathlens.classifier.decoding import check_pixels, decode_image
-from pathlens.errors import FitError, PathlensError
+from pathlens.errors import ImagesError, PathlensError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -25,10 +25,11 @@ class ImageSource:
         class_names: Names of the class folders in alphabetical order; empty without such folders.
 
     Raises:
-        FitError: If there are no images.
+        ImagesError: If there are no images.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.class_names: tuple[str, ...] = ()
         self._skipped: dict[int, str] = {}
         self._files: list[Path] = []
@@ -39,12 +40,20 @@ class ImageSource:
         else:
             self._array = _read_npz(path)
         if len(self) == 0:
-            raise FitError(f"{path} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))} or an NPZ.")
+            raise ImagesError(
+                f"{path} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))} or an NPZ."
+            )
 
     @property
     def skipped(self) -> list[str]:
         """Names of the images that could not be read so far, each with the reason."""
         return list(self._skipped.values())
+
+    def name(self, position: int) -> str:
+        """Return what an image is called: its path below the folder, with slashes, or its place in the NPZ file."""
+        if self._array is not None:
+            return f"images[{position}]"
+        return self._files[position].relative_to(self._path).as_posix()
 
     def __len__(self) -> int:
         """Return the number of images, unreadable ones included."""
@@ -73,9 +82,9 @@ def _read_npz(path: Path) -> NDArray[np.uint8]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             images: NDArray[np.uint8] = file["images"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FitError(f"{path} is neither a folder nor an NPZ file with an array named images: {error}") from error
+        raise ImagesError(f"{path} is neither a folder nor an NPZ file with an array named images: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise FitError(
+        raise ImagesError(
             f"images in {path} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W, 3] or [N, H, W]."
         )
     return images
