@@ -7,6 +7,7 @@ whole batch. Any other TorchServe user may send an image as the plain body of an
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,6 +42,10 @@ _RESERVED_BYTES = 64 * 1024
 """Room in every answer for what surrounds the replies, and for the refusals of those that do not fit."""
 
 
+_SHARE_OF_TIME = 0.8
+"""Of the time after which TorchServe kills a worker, how much one batch may take before its work ends in an error."""
+
+
 # TorchServe wants exactly one class in this module.
 class PathlensHandler:
     """Answers TorchServe batches with one explainer."""
@@ -52,13 +57,17 @@ class PathlensHandler:
         bundle = load_bundle(Path(properties["model_dir"]) / "bundle")
         version = context.manifest["model"]["modelVersion"]
         self._explainer = bundle.explainer("cpu" if gpu is None else f"cuda:{gpu}", version)
+        self._seconds = _SHARE_OF_TIME * float(os.environ.get("PATHLENS_RESPONSE_TIMEOUT", "120"))
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer one TorchServe batch: one reply per row, whatever the row holds."""
         started = time.perf_counter()
         requests: list[ExplanationRequest] = []
         encoders = [_decode(row, self._explainer, requests, started) for row in data]
-        answers = self._explainer.answer(requests)
+        latest = time.time() + self._seconds
+        answers = self._explainer.answer(
+            [replace(request, deadline=min(request.deadline or latest, latest)) for request in requests]
+        )
         replies = []
         for index, encode in enumerate(encoders):
             content, content_type, status = encode(answers)

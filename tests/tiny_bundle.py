@@ -15,8 +15,9 @@ from pathlens.bundle.store import Bundle
 from pathlens.classifier.capture import capture
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
+from pathlens.description import ClassPathwayStatistics, TransferFigures
 from pathlens.explainer import Explainer
-from pathlens.explanation import ClassPathwayStatistics, Granularity, PathwaySource, ServedModel, TransferFigures
+from pathlens.explanation import Granularity, PathwaySource, ServedModel
 from pathlens.pathways.bank import ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import neuron_mct
 

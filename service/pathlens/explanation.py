@@ -76,6 +76,9 @@ MAX_TARGETS = 16
 MAX_TOP_NEURONS = 1000
 """Most neurons that one explanation lists."""
 
+MAX_INTEGRATION_STEPS = 100
+"""Most points of the integral of `PathwaySource.NEURON_INTGRAD`."""
+
 DEFAULT_OUTPUTS = frozenset({Output.PATHWAY, Output.MAP, Output.FAITHFULNESS})
 
 
@@ -112,6 +115,9 @@ class ExplanationOptions:
         reduction: How the map becomes one channel.
         top_neurons: How many of the pathway's neurons to list by contribution.
         predictions: How many of the most probable classes to report.
+        integration_steps: Points of the integral of `PathwaySource.NEURON_INTGRAD`, whose cost grows with them.
+        linearity_radius: Radius of the L2 ball, in units of the preprocessed input, in which the linearity of the
+            pathway network is checked; None for no check.
     """
 
     targets: Targets = Targets()
@@ -122,6 +128,8 @@ class ExplanationOptions:
     reduction: Reduction = Reduction.SIGNED_MAXIMUM
     top_neurons: int = 0
     predictions: int = 5
+    integration_steps: int = 20
+    linearity_radius: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,22 @@ class Faithfulness:
     agreement: bool
 
 
+@dataclass(frozen=True)
+class Linearity:
+    """How linear the pathway network is around the image (arXiv 2103.16886, section 3.3).
+
+    Attributes:
+        radius: Radius of the L2 ball, in units of the preprocessed input.
+        points: Random points of the ball at which it was measured.
+        relative_error: Root of the summed squares of f(x; m) - f(x₀; m) - g · (x - x₀), over that of
+            f(x; m) - f(x₀; m): 0 for a linear network, 1 for a map that says nothing about the change.
+    """
+
+    radius: float
+    points: int
+    relative_error: float
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Why the classifier sees the target class: the pathway and the map.
@@ -228,6 +252,7 @@ class Explanation:
         heatmap_png: Empty unless asked for.
         overlay_png: Empty unless asked for.
         top_neurons: Highest magnitude first; empty unless asked for.
+        linearity: None unless asked for.
     """
 
     target: Prediction
@@ -242,6 +267,7 @@ class Explanation:
     heatmap_png: bytes = b""
     overlay_png: bytes = b""
     top_neurons: tuple[NeuronContribution, ...] = ()
+    linearity: Linearity | None = None
 
 
 @dataclass(frozen=True)
@@ -273,102 +299,3 @@ class ExplanationResult:
     explanations: tuple[Explanation, ...] = ()
     stage_seconds: dict[str, float] = field(default_factory=dict)
     model: ServedModel = ServedModel()
-
-
-@dataclass(frozen=True)
-class TransferFigures:
-    """How a class mask behaves on images that did not build it.
-
-    Attributes:
-        member_images: Held-out images predicted as the class.
-        other_images: Held-out images predicted as another class.
-        agreement: Share of member images still predicted as the class; None without members.
-        mean_increase: mIC, share of member images whose confidence rises; None without members.
-        mean_drop: mDC, mean of max(0, p - q) / p over member images; None without members.
-        forcing: Share of other images that the mask turns into the class; None without others.
-        leak: Mean P_c in the pathway network over other images; None without others.
-        leak_reference: Mean P_c in the classifier over the same images; None without others.
-    """
-
-    member_images: int
-    other_images: int
-    agreement: float | None = None
-    mean_increase: float | None = None
-    mean_drop: float | None = None
-    forcing: float | None = None
-    leak: float | None = None
-    leak_reference: float | None = None
-
-
-@dataclass(frozen=True)
-class ClassPathwayStatistics:
-    """What a stored class pathway was built from and how it transfers.
-
-    Attributes:
-        image_count: Images predicted as the class whose pathways were counted.
-        threshold: τ, the share of those pathways that must keep a neuron.
-        source: Where the instance pathways came from.
-        mean_instance_sparsity: Mean sparsity of the instance pathways.
-        mean_instance_iou: Mean intersection over union of the class pathway and the instance pathways of held-out
-            images of the class; None without such images.
-        figures: Measured on held-out images with the class pathway.
-        random_control: The same with a random mask that keeps as many neurons at each tap.
-    """
-
-    image_count: int
-    threshold: float
-    source: PathwaySource
-    mean_instance_sparsity: float
-    mean_instance_iou: float | None
-    figures: TransferFigures
-    random_control: TransferFigures
-
-
-@dataclass(frozen=True, eq=False)
-class ClassPathway:
-    """The stored pathway of a class."""
-
-    class_index: int
-    label: str
-    granularity: Granularity
-    ablation: Ablation
-    sparsity: float
-    pathway: tuple[TapMask, ...]
-    statistics: ClassPathwayStatistics
-    model: ServedModel = ServedModel()
-
-
-@dataclass(frozen=True)
-class TapDescription:
-    """A tap's name, activation function and shape without the batch dimension."""
-
-    name: str
-    activation: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """What is served under a name.
-
-    Attributes:
-        model: Name, version and bundle hash.
-        classifier_sha256: Hash of the captured classifier.
-        labels: One per class.
-        input_shape: (channels, height, width) of the classifier's input.
-        taps: In call order.
-        sources: Pathway sources that this bundle can answer.
-        granularity: Of the stored class pathways; the default of requests.
-        default_sparsity: The sparsity of contribution sources when a request states none.
-        class_pathway_count: Classes with a stored pathway.
-    """
-
-    model: ServedModel
-    classifier_sha256: str
-    labels: tuple[str, ...]
-    input_shape: tuple[int, int, int]
-    taps: tuple[TapDescription, ...]
-    sources: tuple[PathwaySource, ...]
-    granularity: Granularity
-    default_sparsity: float
-    class_pathway_count: int

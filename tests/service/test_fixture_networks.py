@@ -77,6 +77,21 @@ def test_an_answer_over_grpc_equals_the_python_api(served: Served, network: str,
         assert_same(client.explain(image, options), expected)
 
 
+def test_integrated_gradients_of_neurons_are_answered_over_grpc(served: Served) -> None:
+    image = image_of("cifar_resnet20")
+    options = ExplanationOptions(
+        source=PathwaySource.NEURON_INTGRAD, sparsity=0.9, integration_steps=5, linearity_radius=1.0
+    )
+    (expected,) = served.explainer("cifar_resnet20").explain([image], options)
+    with served.client("cifar_resnet20") as client:
+        answer = client.explain(image, options)
+    assert_same(answer, expected)
+    found, wanted = answer.explanations[0].linearity, expected.explanations[0].linearity
+    assert found is not None
+    assert wanted is not None
+    assert found.relative_error == pytest.approx(wanted.relative_error, rel=1e-3)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_predictions_are_those_of_the_network_itself(served: Served, network: str) -> None:
     networks = pytest.importorskip("networks")

@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import os
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 
 from pathlens.bundle.store import MANIFEST, check_files, read_manifest
 from pathlens.errors import BundleError
+from pathlens.files import write_whole
 
 HANDLER = "pathlens_handler.py"
 BUNDLE_FOLDER = "bundle"
@@ -51,19 +50,12 @@ def pack(bundle: Path, model_store: Path, version: str = "1.0") -> Path:
     }
     for name in sorted(manifest.files):
         contents[f"{BUNDLE_FOLDER}/{name}"] = (bundle / name).read_bytes()
-    model_store.mkdir(parents=True, exist_ok=True)
     target = model_store / f"{manifest.name}.mar"
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{target.name}-", dir=model_store)
-    try:
-        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in contents.items():
-                entry = zipfile.ZipInfo(name, _EPOCH)
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, data)
-        Path(scratch).chmod(0o644)
-        Path(scratch).rename(target)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+    with write_whole(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in contents.items():
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data)
     return target
 
 

@@ -36,15 +36,10 @@ from pathlens.bundle.manifest import (
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.classifier.program import Program
+from pathlens.description import ClassPathwayStatistics, TransferFigures
 from pathlens.errors import BundleError, CaptureError
 from pathlens.explainer import Explainer
-from pathlens.explanation import (
-    Ablation,
-    ClassPathwayStatistics,
-    PathwaySource,
-    ServedModel,
-    TransferFigures,
-)
+from pathlens.explanation import Ablation, PathwaySource, ServedModel
 from pathlens.pathways.bank import ClassCounts, ClassPathwayBank
 
 _logger = logging.getLogger(__name__)

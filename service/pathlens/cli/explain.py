@@ -29,6 +29,7 @@ from pathlens.explanation import (
 from pathlens.wire.responses import explain_response
 
 # What the messages can hold; what the model can answer is for the service to say.
+_DEFAULT_STEPS = ExplanationOptions().integration_steps
 _COUNT, _INDEX = click.IntRange(0, 2**32 - 1), click.IntRange(-(2**31), 2**31 - 1)
 
 _T = TypeVar("_T", PathwaySource, Granularity, Output, Reduction)
@@ -51,6 +52,8 @@ def _choice(kind: type[_T]) -> click.Choice[str]:
 @click.option("--top-k", type=_COUNT, default=0, help="Explain the k most probable classes.")
 @click.option("--class", "labels", multiple=True, help="Explain this class, by label; repeatable.")
 @click.option("--class-index", "indices", type=_INDEX, multiple=True, help="Explain this class, by index; repeatable.")
+@click.option("--steps", type=_COUNT, default=_DEFAULT_STEPS, show_default=True, help="Of source neuron_intgrad.")
+@click.option("--linearity-radius", type=float, help="Check how linear the pathway is in a ball of this radius.")
 @click.option("--top-neurons", type=_COUNT, default=0, help="List the neurons that contribute most.")
 @click.option(
     "--output", "outputs", type=_choice(Output), multiple=True, help="Default: pathway, faithfulness; with --out all."
@@ -68,6 +71,8 @@ def command(
     top_k: int,
     labels: tuple[str, ...],
     indices: tuple[int, ...],
+    steps: int,
+    linearity_radius: float | None,
     top_neurons: int,
     outputs: tuple[str, ...],
 ) -> None:
@@ -96,6 +101,8 @@ def command(
         outputs=frozenset(Output(output) for output in outputs) or frozenset(default),
         reduction=Reduction(reduction),
         top_neurons=top_neurons,
+        integration_steps=steps,
+        linearity_radius=linearity_radius,
     )
     answers: dict[int, ExplanationResult | PathlensError] = {}
     try:
@@ -156,14 +163,16 @@ def _print_json(images: Sequence[Path], answers: dict[int, ExplanationResult | P
 
 def _print_table(images: Sequence[Path], answers: dict[int, ExplanationResult | PathlensError]) -> None:
     console = Console()
-    table = explanation_table()
+    results = [answer for answer in answers.values() if isinstance(answer, ExplanationResult)]
+    linearity = any(explanation.linearity for result in results for explanation in result.explanations)
+    table = explanation_table(linearity=linearity)
     for position, answer in sorted(answers.items()):
         image = images[position]
         if isinstance(answer, PathlensError):
             Console(stderr=True).print(f"{image}: {answer.message} [{answer.reason}]", markup=False)
             continue
         for explanation in answer.explanations:
-            add_row(table, image.name, answer, explanation)
+            add_row(table, image.name, answer, explanation, linearity=linearity)
     if table.row_count:
         console.print(table)
     for position, answer in sorted(answers.items()):
@@ -178,25 +187,34 @@ def _print_neurons(image: Path, answer: ExplanationResult) -> None:
             click.echo(f"{image.name}  {explanation.target.label}  {neuron.tap}[{place}]  {neuron.contribution:+.4f}")
 
 
-def explanation_table(first: str = "image", title: str | None = None, stages: bool = False) -> Table:
+def explanation_table(
+    first: str = "image", title: str | None = None, stages: bool = False, linearity: bool = False
+) -> Table:
     """Make the table that `add_row` fills; `first` heads its first column, `stages` splits the time."""
     table = Table(
         title=title,
         caption="p: probability in the classifier, q: in the pathway alone. IoU: with the stored class pathway. "
-        f"On the right: milliseconds{' per stage' if stages else ''}.",
+        + ("bent: relative error of the linear approximation. " if linearity else "")
+        + f"On the right: milliseconds{' per stage' if stages else ''}.",
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
     )
     for heading in (first, "target"):
         table.add_column(heading, overflow="fold")
-    for heading in ("p", "sparse", "IoU", "q", *(STAGES if stages else ("ms",))):
+    checks = ("q", "bent") if linearity else ("q",)
+    for heading in ("p", "sparse", "IoU", *checks, *(STAGES if stages else ("ms",))):
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
 def add_row(
-    table: Table, first: str, result: ExplanationResult, explanation: Explanation, stages: bool = False
+    table: Table,
+    first: str,
+    result: ExplanationResult,
+    explanation: Explanation,
+    stages: bool = False,
+    linearity: bool = False,
 ) -> None:
     """Add one explanation to a table made by `explanation_table`."""
     milliseconds = [1e3 * result.stage_seconds.get(stage, 0.0) for stage in STAGES]
@@ -208,5 +226,6 @@ def add_row(
         f"{explanation.sparsity:.1%}",
         "-" if iou is None else f"{iou:.2f}",
         "-" if check is None else f"{check.pathway_confidence:.2f}",
+        *([f"{explanation.linearity.relative_error:.3f}" if explanation.linearity else "-"] if linearity else []),
         *([f"{value:.1f}" for value in milliseconds] if stages else [f"{sum(milliseconds):.1f}"]),
     )

@@ -10,15 +10,9 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
+from pathlens.description import ClassPathway, ModelDescription
 from pathlens.errors import InvalidRequestError, PathlensError, UnavailableError
-from pathlens.explanation import (
-    ClassPathway,
-    ExplanationOptions,
-    ExplanationResult,
-    ImageInput,
-    ModelDescription,
-    ModelReference,
-)
+from pathlens.explanation import ExplanationOptions, ExplanationResult, ImageInput, ModelReference
 from pathlens.wire.models import class_pathway_from_message, model_from_message
 from pathlens.wire.requests import image_to_message, model_to_message, options_to_message
 from pathlens.wire.responses import result_from_message

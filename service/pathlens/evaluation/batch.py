@@ -20,12 +20,14 @@ class Subject:
         position: In the source of the images.
         height: Of the image, in pixels.
         width: Of the image, in pixels.
+        label: Its true class; None if unknown.
         boxes: Where the object is; empty if unknown.
     """
 
     position: int
     height: int
     width: int
+    label: int | None = None
     boxes: tuple[Box, ...] = ()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pathlens.classifier.captured import CapturedClassifier
-from pathlens.explanation import TransferFigures
+from pathlens.description import TransferFigures
 from pathlens.pathways.pathway import Pathway
 
 

@@ -1,5 +1,6 @@
 """What a request may ask of a fitted classifier; each violation is an error with a reason and a remedy."""
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -8,7 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathlens.errors import FailedPreconditionError, InvalidRequestError
-from pathlens.explanation import MAX_TARGETS, MAX_TOP_NEURONS, ExplanationOptions, Granularity, Output, PathwaySource
+from pathlens.explanation import (
+    MAX_INTEGRATION_STEPS,
+    MAX_TARGETS,
+    MAX_TOP_NEURONS,
+    ExplanationOptions,
+    Granularity,
+    Output,
+    PathwaySource,
+)
 
 
 def check_options(
@@ -61,6 +70,15 @@ def check_options(
         raise invalid_option(
             "top_neurons", options.top_neurons, f"must be from 0 to {MAX_TOP_NEURONS}", limit=MAX_TOP_NEURONS
         )
+    if not 1 <= options.integration_steps <= MAX_INTEGRATION_STEPS:
+        raise invalid_option(
+            "integration_steps",
+            options.integration_steps,
+            f"must be from 1 to {MAX_INTEGRATION_STEPS}",
+            limit=MAX_INTEGRATION_STEPS,
+        )
+    if options.linearity_radius is not None and not 0 < options.linearity_radius < math.inf:
+        raise invalid_option("linearity_radius", options.linearity_radius, "must be finite and above 0")
 
 
 def check_prediction_count(count: int) -> None:

@@ -11,12 +11,15 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from pathlens.attribution.linearity import POINTS, linearity_error
 from pathlens.attribution.pathway_gradient import run_pathway
 from pathlens.attribution.rendering import fit_within
 from pathlens.classifier.captured import CapturedClassifier, Trace
 from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_image
 from pathlens.classifier.preprocessing import Preprocessing
+from pathlens.description import ClassPathway, ModelDescription, TapDescription
 from pathlens.errors import InternalError, NotFoundError, PathlensError
 from pathlens.explainer.checks import (
     check_finite,
@@ -29,20 +32,19 @@ from pathlens.explainer.item import Item, Row, errors_of
 from pathlens.explainer.results import ResultBuilder, find_top_neurons
 from pathlens.explainer.stage_clock import StageClock
 from pathlens.explanation import (
-    ClassPathway,
     ExplanationOptions,
     ExplanationRequest,
     ExplanationResult,
     Granularity,
     ImageInput,
-    ModelDescription,
+    Linearity,
     Output,
     PathwaySource,
     ServedModel,
-    TapDescription,
 )
 from pathlens.pathways.bank import ClassPathwayBank
 from pathlens.pathways.contributions import Contributions, first_order
+from pathlens.pathways.neuron_intgrad import neuron_intgrad
 from pathlens.pathways.neuron_mct import tap_gradients
 from pathlens.pathways.pathway import Pathway
 
@@ -167,7 +169,7 @@ class Explainer:
     def sources(self) -> tuple[PathwaySource, ...]:
         """The pathway sources that this explainer can answer."""
         stored = (PathwaySource.TRANSFERRED,) if len(self.bank) else ()
-        return (*stored, PathwaySource.NEURON_MCT)
+        return (*stored, PathwaySource.NEURON_MCT, PathwaySource.NEURON_INTGRAD)
 
     # Stage "decode": bytes or arrays into the classifier's input.
 
@@ -213,8 +215,26 @@ class Explainer:
             self._select(items, targets, trace)
             return
         for item, classes in zip(items, targets, strict=True):
-            with errors_of(item):
-                item.rows = [Row(item, target, self.bank.transfer([target])) for target in classes]
+            if classes:
+                with errors_of(item):
+                    item.rows = self._integrate(item, classes) if item.is_integrated else self._transfer(item, classes)
+
+    def _transfer(self, item: Item, classes: Sequence[int]) -> list[Row]:
+        return [Row(item, target, self.bank.transfer([target])) for target in classes]
+
+    def _integrate(self, item: Item, classes: Sequence[int]) -> list[Row]:
+        images = torch.stack([item.tensor] * len(classes)).to(self.classifier.device)
+        contributions = neuron_intgrad(
+            self.classifier,
+            images,
+            torch.tensor(classes, device=images.device),
+            item.options.integration_steps,
+            item.options.granularity or self.bank.granularity,
+            before_pass=item.check_time,
+        )
+        return [
+            Row(item, target, self._pathway(item, contributions[row : row + 1])) for row, target in enumerate(classes)
+        ]
 
     def _select(self, items: Sequence[Item], targets: Sequence[Sequence[int]], trace: Trace) -> None:
         ranks = max(map(len, targets))
@@ -297,6 +317,15 @@ class Explainer:
                     for signed in contributions.signed:
                         check_finite(signed, "A contribution")
                     row.top_neurons = find_top_neurons(row.pathway, contributions, row.item.options.top_neurons)
+                if row.item.options.linearity_radius is not None:
+                    row.item.check_time()
+                    row.linearity = self._linearity(row, row.gradient, row.item.options.linearity_radius)
+
+    def _linearity(self, row: Row, gradient: Tensor, radius: float) -> Linearity:
+        images = row.item.tensor[None].to(gradient.device)
+        target = torch.tensor([row.target], device=gradient.device)
+        error = linearity_error(self.classifier, images, target, row.pathway, gradient[None], radius, POINTS)
+        return Linearity(radius, POINTS, float(check_finite(error, "The linearity error")))
 
     # Stage "encode": tensors into the result's numbers, masks and pictures.
 

@@ -17,6 +17,7 @@ from pathlens.explanation import (
     ExplanationOptions,
     ExplanationRequest,
     ExplanationResult,
+    Linearity,
     NeuronContribution,
     Output,
     PathwaySource,
@@ -44,11 +45,25 @@ class Item:
         """Whether the prediction pass must keep what contributions are computed from."""
         return self.request.options is not None and self.options.source is PathwaySource.NEURON_MCT
 
+    @property
+    def is_integrated(self) -> bool:
+        """Whether the pathways come from NeuronIntGrad, which runs the network many times for this item alone."""
+        return self.request.options is not None and self.options.source is PathwaySource.NEURON_INTGRAD
+
     def expire(self) -> bool:
         """Give the item an error if nobody waits for it any more; tell whether work on it is to go on."""
         if self.error is None and self.request.deadline is not None and time.time() > self.request.deadline:
             self.error = DeadlineExceededError("The deadline passed before the answer was computed.")
         return self.error is not None
+
+    def check_time(self) -> None:
+        """End the work on the item if nobody waits for it any more.
+
+        Raises:
+            DeadlineExceededError: If its deadline has passed.
+        """
+        if self.expire() and self.error is not None:
+            raise self.error
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -77,11 +92,17 @@ class Row:
     logits: Tensor | None = None
     gradient: Tensor | None = None
     top_neurons: tuple[NeuronContribution, ...] = ()
+    linearity: Linearity | None = None
 
     @property
     def needs_gradient(self) -> bool:
         """Whether the pathway network must run forward and backward."""
-        return bool(self.item.options.outputs & _DRAWN_FROM_GRADIENT) or self.item.options.top_neurons > 0
+        options = self.item.options
+        return (
+            bool(options.outputs & _DRAWN_FROM_GRADIENT)
+            or options.top_neurons > 0
+            or options.linearity_radius is not None
+        )
 
     @property
     def needs_run(self) -> bool:

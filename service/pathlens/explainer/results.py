@@ -59,6 +59,7 @@ class ResultBuilder:
             heatmap_png=heatmap,
             overlay_png=overlay,
             top_neurons=row.top_neurons,
+            linearity=row.linearity,
         )
 
     def _prediction(self, item: Item, index: int) -> Prediction:

@@ -13,9 +13,10 @@ from pathlens.bundle.store import Bundle
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
+from pathlens.description import ClassPathwayStatistics
 from pathlens.errors import FitError
 from pathlens.evaluation.transfer import HeldOut, measure_transfer
-from pathlens.explanation import ClassPathwayStatistics, Granularity, PathwaySource
+from pathlens.explanation import Granularity, PathwaySource
 from pathlens.pathways.bank import ClassCounts, ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import contributions_of_trace
 from pathlens.pathways.pathway import Pathway

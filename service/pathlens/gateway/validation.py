@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from pathlens.errors import InvalidRequestError, NotFoundError
-from pathlens.explanation import MAX_TARGETS, MAX_TOP_NEURONS, Output
+from pathlens.explanation import MAX_INTEGRATION_STEPS, MAX_TARGETS, MAX_TOP_NEURONS, Output
 from pathlens.gateway.quoting import shortened
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
@@ -139,6 +139,12 @@ def check_options(options: messages.ExplanationOptions, model: messages.Model) -
             f"Sparsity {options.sparsity} is not a fraction of neurons to remove: choose one in [0, 1).",
             options.sparsity,
         )
+    if options.HasField("linearity_radius") and not 0.0 < options.linearity_radius < math.inf:
+        raise _option_error(
+            "options.linearity_radius",
+            f"Linearity radius {options.linearity_radius} is not the radius of a ball: choose a finite one above 0.",
+            options.linearity_radius,
+        )
     _check_class_indices(options.targets.class_indices, model, "options.targets.class_indices")
     _check_labels(options.targets.labels, model, "options.targets.labels")
 
@@ -156,6 +162,7 @@ def _check_counts(options: messages.ExplanationOptions, model: messages.Model) -
     for field, value, limit, what in (
         ("options.targets", target_count, MAX_TARGETS, "targets in top_k, class_indices and labels together"),
         ("options.top_neurons", options.top_neurons, MAX_TOP_NEURONS, "neurons to list"),
+        ("options.integration_steps", options.integration_steps, MAX_INTEGRATION_STEPS, "steps of integration"),
         ("options.outputs", len(options.outputs), len(Output), "outputs"),
         ("options", options.ByteSize(), _MAX_OPTIONS_BYTES, "bytes of options"),
     ):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pathlens.classifier.taps import Tap
+from pathlens.description import ClassPathwayStatistics
 from pathlens.errors import FailedPreconditionError
-from pathlens.explanation import ClassPathwayStatistics, Granularity
+from pathlens.explanation import Granularity
 from pathlens.pathways.pathway import Pathway, from_flat
 
 

@@ -4,6 +4,7 @@ The sum of a tap's signed contributions is f_t(x) - f_t(x with that tap at zero)
 twice. The authors' published code accumulates the scale (0, 0.1, 0.3, 0.6 …) and so integrates something else.
 """
 
+from collections.abc import Callable
 from enum import Enum
 
 import numpy as np
@@ -43,6 +44,7 @@ def neuron_intgrad(
     granularity: Granularity | str = Granularity.UNIT,
     rule: QuadratureRule | str = QuadratureRule.MIDPOINT,
     largest_batch: int = LARGEST_BATCH,
+    before_pass: Callable[[], None] = lambda: None,
 ) -> Contributions:
     """Compute a ⊙ ∫₀¹ ∂f_t(α·a)/∂a dα for every tap, scaling that tap alone.
 
@@ -57,6 +59,7 @@ def neuron_intgrad(
         granularity: What counts as one neuron.
         rule: Where the points lie.
         largest_batch: Rows (image × step) computed at once; bounds the memory.
+        before_pass: Called before every pass of a tail; what it raises ends the work.
 
     Raises:
         ValueError: If a target, `steps` or `largest_batch` is out of range.
@@ -69,13 +72,20 @@ def neuron_intgrad(
     recording = classifier.record(images)
     points, weights = QuadratureRule(rule).points(steps)
     gradients = [
-        _integrate(recording, index, target, points, weights, largest_batch) for index in range(len(classifier.taps))
+        _integrate(recording, index, target, points, weights, largest_batch, before_pass)
+        for index in range(len(classifier.taps))
     ]
     return first_order(classifier.taps, recording.activations, gradients, Granularity(granularity))
 
 
 def _integrate(
-    recording: Recording, index: int, target: Tensor, points: list[float], weights: list[float], largest_batch: int
+    recording: Recording,
+    index: int,
+    target: Tensor,
+    points: list[float],
+    weights: list[float],
+    largest_batch: int,
+    before_pass: Callable[[], None],
 ) -> Tensor:
     activation = recording.activations[index]
     device = activation.device
@@ -85,6 +95,7 @@ def _integrate(
     total = torch.zeros_like(activation)
     one_each = (-1,) + (1,) * (activation.ndim - 1)
     for rows in torch.arange(len(image), device=device).split(largest_batch):  # type: ignore[no-untyped-call]
+        before_pass()
         scaled = (activation[image[rows]] * scale[rows].view(one_each)).requires_grad_()
         with torch.enable_grad():
             logits = target_logits(recording.run_tail(index, scaled, image[rows]), target[image[rows]])

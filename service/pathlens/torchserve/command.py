@@ -92,6 +92,8 @@ def java_command(settings: TorchServeSettings, folder: InstanceFolder) -> Comman
         "TMPDIR": temporary,
         "LOG_LOCATION": str(folder.path),
         "METRICS_LOCATION": str(folder.path),
+        # The handler ends its own work before TorchServe kills the worker for it.
+        "PATHLENS_RESPONSE_TIMEOUT": str(settings.response_timeout_seconds),
     }
     return Command(arguments, environment)
 

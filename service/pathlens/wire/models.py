@@ -2,16 +2,8 @@
 
 from dataclasses import asdict
 
-from pathlens.explanation import (
-    Ablation,
-    ClassPathway,
-    ClassPathwayStatistics,
-    Granularity,
-    ModelDescription,
-    PathwaySource,
-    TapDescription,
-    TransferFigures,
-)
+from pathlens.description import ClassPathway, ClassPathwayStatistics, ModelDescription, TapDescription, TransferFigures
+from pathlens.explanation import Ablation, Granularity, PathwaySource
 from pathlens.wire.arrays import mask_from_message, mask_to_message
 from pathlens.wire.enums import from_number, to_number
 from pathlens.wire.responses import served_model_from_message, served_model_to_message

@@ -18,6 +18,7 @@ from pathlens.wire.enums import from_number, to_number
 from pathlens.wire.v1 import explanation_service_pb2 as pb
 
 _DEFAULT_PREDICTIONS = ExplanationOptions().predictions
+_DEFAULT_STEPS = ExplanationOptions().integration_steps
 
 
 def model_to_message(model: ModelReference) -> pb.ModelReference:
@@ -81,6 +82,8 @@ def options_from_message(message: pb.ExplanationOptions) -> ExplanationOptions:
         reduction=from_number(Reduction, message.reduction, "options.reduction", Reduction.SIGNED_MAXIMUM),
         top_neurons=message.top_neurons,
         predictions=message.prediction_count or _DEFAULT_PREDICTIONS,
+        integration_steps=message.integration_steps or _DEFAULT_STEPS,
+        linearity_radius=message.linearity_radius if message.HasField("linearity_radius") else None,
     )
 
 
@@ -117,4 +120,6 @@ def _options_to_message(options: ExplanationOptions) -> pb.ExplanationOptions:
         reduction=pb.Reduction.ValueType(to_number(options.reduction)),
         top_neurons=options.top_neurons,
         prediction_count=options.predictions,
+        integration_steps=options.integration_steps,
+        linearity_radius=options.linearity_radius,
     )

@@ -11,6 +11,7 @@ from pathlens.explanation import (
     ExplanationResult,
     Faithfulness,
     Granularity,
+    Linearity,
     NeuronContribution,
     PathwaySource,
     Prediction,
@@ -92,7 +93,7 @@ def _prediction_from_message(message: pb.Prediction) -> Prediction:
 
 
 def _explanation_to_message(explanation: Explanation) -> pb.Explanation:
-    faithfulness = explanation.faithfulness
+    faithfulness, linearity = explanation.faithfulness, explanation.linearity
     return pb.Explanation(
         target=_prediction_to_message(explanation.target),
         source=pb.PathwaySource.ValueType(to_number(explanation.source)),
@@ -116,11 +117,14 @@ def _explanation_to_message(explanation: Explanation) -> pb.Explanation:
             pb.NeuronContribution(tap=neuron.tap, index=neuron.index, contribution=neuron.contribution)
             for neuron in explanation.top_neurons
         ],
+        linearity=None
+        if linearity is None
+        else pb.Linearity(radius=linearity.radius, points=linearity.points, relative_error=linearity.relative_error),
     )
 
 
 def _explanation_from_message(message: pb.Explanation) -> Explanation:
-    check = message.faithfulness
+    check, linearity = message.faithfulness, message.linearity
     return Explanation(
         target=_prediction_from_message(message.target),
         source=from_number(PathwaySource, message.source, "source"),
@@ -138,4 +142,7 @@ def _explanation_from_message(message: pb.Explanation) -> Explanation:
         top_neurons=tuple(
             NeuronContribution(neuron.tap, tuple(neuron.index), neuron.contribution) for neuron in message.top_neurons
         ),
+        linearity=Linearity(linearity.radius, linearity.points, linearity.relative_error)
+        if message.HasField("linearity")
+        else None,
     )

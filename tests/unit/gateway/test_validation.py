@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathlens.errors import InvalidRequestError, NotFoundError, PathlensError
+from pathlens.explanation import MAX_INTEGRATION_STEPS
 from pathlens.gateway.validation import (
     check_class_pathway,
     check_explain,
@@ -109,6 +110,18 @@ def test_a_sparsity_in_the_half_open_unit_interval_passes(sparsity: float) -> No
 def test_any_other_sparsity_is_refused(sparsity: float) -> None:
     refusal = refusal_of_options(messages.ExplanationOptions(sparsity=sparsity))
     assert refusal == (InvalidRequestError, "OPTION_INVALID", "options.sparsity")
+
+
+@given(st.floats().filter(lambda value: not 0.0 < value < math.inf))
+def test_a_linearity_radius_that_is_none_is_refused(radius: float) -> None:
+    refusal = refusal_of_options(messages.ExplanationOptions(linearity_radius=radius))
+    assert refusal == (InvalidRequestError, "OPTION_INVALID", "options.linearity_radius")
+
+
+def test_more_steps_of_integration_than_the_limit_are_refused() -> None:
+    check_options(messages.ExplanationOptions(integration_steps=MAX_INTEGRATION_STEPS), MODEL)
+    refusal = refusal_of_options(messages.ExplanationOptions(integration_steps=MAX_INTEGRATION_STEPS + 1))
+    assert refusal == (InvalidRequestError, "OPTION_INVALID", "options.integration_steps")
 
 
 def test_options_may_be_left_out() -> None:

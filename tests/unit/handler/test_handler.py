@@ -325,6 +325,13 @@ class TestDeadline:
         (reply,) = read(ask(row(predict(), deadline=moment(60)))[0])
         assert reply.status.code == code_pb2.OK
 
+    def test_work_ends_before_torchserve_kills_the_worker_for_it(
+        self, ask: Any, handler: PathlensHandler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(handler, "_seconds", -1.0)
+        (reply,) = read(ask(row(predict(), deadline=moment(60)))[0])
+        assert error(reply).code == "DEADLINE_EXCEEDED"
+
     def test_the_deadline_of_one_row_is_not_that_of_another(self, ask: Any) -> None:
         late, timely = ask(row(predict(), deadline=moment(-1)), row(predict()))
         assert read(late)[0].status.code == code_pb2.DEADLINE_EXCEEDED
@@ -431,7 +438,7 @@ class TestModule:
         rooms = {".".join(name.split(".")[:2]) for name in imported if name.startswith("pathlens")}
         assert rooms <= {f"pathlens.{room}" for room in ("explainer", "bundle", "wire", "errors", "explanation")}
         others = {name.split(".")[0] for name in imported} - {"pathlens"}
-        assert others <= {"json", "logging", "time", "collections", "dataclasses", "pathlib", "typing", "google"}
+        assert others <= {"json", "logging", "os", "time", "collections", "dataclasses", "pathlib", "typing", "google"}
 
     def test_a_model_folder_without_bundle_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="is not a bundle"):

@@ -6,18 +6,17 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pathlens.description import ClassPathway, ClassPathwayStatistics, ModelDescription, TapDescription, TransferFigures
 from pathlens.explanation import (
     STAGES,
     Ablation,
-    ClassPathway,
-    ClassPathwayStatistics,
     Explanation,
     ExplanationOptions,
     ExplanationRequest,
     ExplanationResult,
     Faithfulness,
     Granularity,
-    ModelDescription,
+    Linearity,
     ModelReference,
     NeuronContribution,
     Output,
@@ -25,10 +24,8 @@ from pathlens.explanation import (
     Prediction,
     Reduction,
     ServedModel,
-    TapDescription,
     TapMask,
     Targets,
-    TransferFigures,
 )
 
 counts = st.integers(0, 2**32 - 1)
@@ -62,6 +59,8 @@ options = st.builds(
     reduction=st.sampled_from(Reduction),
     top_neurons=counts,
     predictions=st.integers(1, 2**32 - 1),
+    integration_steps=st.integers(1, 2**32 - 1),
+    linearity_radius=st.none() | double,
 )
 requests = st.builds(ExplanationRequest, images, options)
 predictions = st.builds(Prediction, indices, texts, single, single)
@@ -80,6 +79,7 @@ explanations = st.builds(
     heatmap_png=st.binary(max_size=8),
     overlay_png=st.binary(max_size=8),
     top_neurons=tuples(st.builds(NeuronContribution, texts, tuples(st.integers(0, 2**63 - 1)), single)),
+    linearity=st.none() | st.builds(Linearity, double, counts, double),
 )
 # Durations hold whole nanoseconds.
 seconds = st.integers(0, 10**15).map(lambda nanoseconds: nanoseconds / 1e9)

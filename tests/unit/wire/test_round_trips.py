@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from pathlens import description
 from pathlens import explanation as vocabulary
+from pathlens.description import ClassPathway, ModelDescription
 from pathlens.errors import InvalidRequestError
 from pathlens.explanation import (
     DEFAULT_OUTPUTS,
     STAGES,
     Ablation,
-    ClassPathway,
     Explanation,
     ExplanationOptions,
     ExplanationRequest,
     ExplanationResult,
     Granularity,
-    ModelDescription,
     ModelReference,
     PathwaySource,
     Prediction,
@@ -173,6 +173,7 @@ def test_a_map_read_from_a_message_may_be_written_to() -> None:
         ("Prediction", pb.Prediction),
         ("NeuronContribution", pb.NeuronContribution),
         ("Faithfulness", pb.Faithfulness),
+        ("Linearity", pb.Linearity),
         ("Explanation", pb.Explanation),
         ("TransferFigures", pb.TransferFigures),
         ("ClassPathwayStatistics", pb.ClassPathwayStatistics),
@@ -181,5 +182,6 @@ def test_a_map_read_from_a_message_may_be_written_to() -> None:
     ],
 )
 def test_domain_objects_and_messages_have_the_same_fields(domain_object: str, message: type) -> None:
-    names = [field.name for field in fields(getattr(vocabulary, domain_object))]
+    home = vocabulary if hasattr(vocabulary, domain_object) else description
+    names = [field.name for field in fields(getattr(home, domain_object))]
     assert names == [field.name for field in message.DESCRIPTOR.fields]  # type: ignore[attr-defined]

@@ -20,7 +20,14 @@ WIRE_ERRORS = [
     errors.DeadlineExceededError,
     errors.InternalError,
 ]
-LOCAL_ERRORS = [errors.CaptureError, errors.BundleError, errors.FitError, errors.ServerStartError]
+LOCAL_ERRORS = [
+    errors.CaptureError,
+    errors.BundleError,
+    errors.ImagesError,
+    errors.FitError,
+    errors.EvaluationError,
+    errors.ServerStartError,
+]
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 

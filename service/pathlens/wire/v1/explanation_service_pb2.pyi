@@ -355,6 +355,8 @@ class ExplanationOptions(_message.Message):
     REDUCTION_FIELD_NUMBER: _builtins.int
     TOP_NEURONS_FIELD_NUMBER: _builtins.int
     PREDICTION_COUNT_FIELD_NUMBER: _builtins.int
+    INTEGRATION_STEPS_FIELD_NUMBER: _builtins.int
+    LINEARITY_RADIUS_FIELD_NUMBER: _builtins.int
     source: Global___PathwaySource.ValueType
     """Where the pathway comes from."""
     sparsity: _builtins.float
@@ -367,6 +369,12 @@ class ExplanationOptions(_message.Message):
     """How many of the pathway's neurons to list by contribution; at most 1,000."""
     prediction_count: _builtins.int
     """How many of the most probable classes to report. Zero means five."""
+    integration_steps: _builtins.int
+    """Points of the integral of PATHWAY_SOURCE_NEURON_INTGRAD, at most 100; its cost grows with them. Zero means 20."""
+    linearity_radius: _builtins.float
+    """Radius of the L2 ball around the preprocessed input in which the linearity of the pathway network is checked, above
+    0. Absent means no check, which costs 17 forward passes in double precision.
+    """
     @_builtins.property
     def targets(self) -> Global___Targets:
         """The classes to explain."""
@@ -386,13 +394,20 @@ class ExplanationOptions(_message.Message):
         reduction: Global___Reduction.ValueType = ...,
         top_neurons: _builtins.int = ...,
         prediction_count: _builtins.int = ...,
+        integration_steps: _builtins.int = ...,
+        linearity_radius: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_sparsity", b"_sparsity", "sparsity", b"sparsity", "targets", b"targets"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_linearity_radius", b"_linearity_radius", "_sparsity", b"_sparsity", "linearity_radius", b"linearity_radius", "sparsity", b"sparsity", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sparsity", b"_sparsity", "granularity", b"granularity", "outputs", b"outputs", "prediction_count", b"prediction_count", "reduction", b"reduction", "source", b"source", "sparsity", b"sparsity", "targets", b"targets", "top_neurons", b"top_neurons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_linearity_radius", b"_linearity_radius", "_sparsity", b"_sparsity", "granularity", b"granularity", "integration_steps", b"integration_steps", "linearity_radius", b"linearity_radius", "outputs", b"outputs", "prediction_count", b"prediction_count", "reduction", b"reduction", "source", b"source", "sparsity", b"sparsity", "targets", b"targets", "top_neurons", b"top_neurons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__linearity_radius: _TypeAlias = _typing.Literal["linearity_radius"]  # noqa: Y015
+    _WhichOneofArgType__linearity_radius: _TypeAlias = _typing.Literal["_linearity_radius", b"_linearity_radius"]  # noqa: Y015
     _WhichOneofReturnType__sparsity: _TypeAlias = _typing.Literal["sparsity"]  # noqa: Y015
     _WhichOneofArgType__sparsity: _TypeAlias = _typing.Literal["_sparsity", b"_sparsity"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__linearity_radius) -> _WhichOneofReturnType__linearity_radius | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sparsity) -> _WhichOneofReturnType__sparsity | None: ...
 
 Global___ExplanationOptions: _TypeAlias = ExplanationOptions  # noqa: Y015
@@ -538,6 +553,38 @@ class Faithfulness(_message.Message):
 Global___Faithfulness: _TypeAlias = Faithfulness  # noqa: Y015
 
 @_typing.final
+class Linearity(_message.Message):
+    """How linear the pathway network is around the image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RADIUS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    RELATIVE_ERROR_FIELD_NUMBER: _builtins.int
+    radius: _builtins.float
+    """Radius of the L2 ball, in units of the preprocessed input."""
+    points: _builtins.int
+    """Random points of the ball at which it was measured."""
+    relative_error: _builtins.float
+    """Root of the summed squares of f(x; m) - f(x0; m) - g (x - x0), over that of f(x; m) - f(x0; m): 0 for a linear
+    network, 1 for a map that says nothing about the change.
+    """
+    def __init__(
+        self,
+        *,
+        radius: _builtins.float = ...,
+        points: _builtins.int = ...,
+        relative_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points", "radius", b"radius", "relative_error", b"relative_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Linearity: _TypeAlias = Linearity  # noqa: Y015
+
+@_typing.final
 class Explanation(_message.Message):
     """Why the classifier sees the target class."""
 
@@ -555,6 +602,7 @@ class Explanation(_message.Message):
     HEATMAP_PNG_FIELD_NUMBER: _builtins.int
     OVERLAY_PNG_FIELD_NUMBER: _builtins.int
     TOP_NEURONS_FIELD_NUMBER: _builtins.int
+    LINEARITY_FIELD_NUMBER: _builtins.int
     source: Global___PathwaySource.ValueType
     """Where the pathway came from."""
     granularity: Global___Granularity.ValueType
@@ -591,6 +639,10 @@ class Explanation(_message.Message):
     def top_neurons(self) -> _containers.RepeatedCompositeFieldContainer[Global___NeuronContribution]:
         """Neurons of the pathway, greatest magnitude first."""
 
+    @_builtins.property
+    def linearity(self) -> Global___Linearity:
+        """The linearity check."""
+
     def __init__(
         self,
         *,
@@ -606,10 +658,11 @@ class Explanation(_message.Message):
         heatmap_png: _builtins.bytes = ...,
         overlay_png: _builtins.bytes = ...,
         top_neurons: _abc.Iterable[Global___NeuronContribution] | None = ...,
+        linearity: Global___Linearity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "map", b"map", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "linearity", b"linearity", "map", b"map", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "ablation", b"ablation", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "granularity", b"granularity", "heatmap_png", b"heatmap_png", "map", b"map", "overlay_png", b"overlay_png", "pathway", b"pathway", "source", b"source", "sparsity", b"sparsity", "target", b"target", "top_neurons", b"top_neurons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "ablation", b"ablation", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "granularity", b"granularity", "heatmap_png", b"heatmap_png", "linearity", b"linearity", "map", b"map", "overlay_png", b"overlay_png", "pathway", b"pathway", "source", b"source", "sparsity", b"sparsity", "target", b"target", "top_neurons", b"top_neurons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__class_pathway_iou: _TypeAlias = _typing.Literal["class_pathway_iou"]  # noqa: Y015
     _WhichOneofArgType__class_pathway_iou: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou"]  # noqa: Y015
