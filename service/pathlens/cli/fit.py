@@ -15,6 +15,7 @@ from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Colour, Interpolation, Preprocessing
 from pathlens.classifier.sources import load_classifier
+from pathlens.cli.devices import Device
 from pathlens.cli.ranges import FloatRange
 from pathlens.errors import FitError
 from pathlens.explanation import Granularity
@@ -46,19 +47,6 @@ class _Size(click.ParamType[tuple[int, int]]):
         if len(sides) > 2 or not all(side.isdecimal() for side in sides):
             self.fail(f"{value!r} is not a size such as 224 or 224x320 (height x width)", param, ctx)
         return int(sides[0]), int(sides[-1])
-
-
-class _Device(click.ParamType[str]):
-    """A device that torch can compute on here."""
-
-    name = "device"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            torch.empty(0, device=str(value))
-        except (RuntimeError, AssertionError) as error:
-            self.fail(f"{value!r} is no device of this machine: {str(error).splitlines()[0]}", param, ctx)
-        return str(value)
 
 
 def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> click.Choice[str]:
@@ -109,7 +97,7 @@ def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> clic
 )
 @click.option("--batch-size", type=click.IntRange(1), default=_DEFAULTS.batch_size, show_default=True)
 @click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True)
-@click.option("--device", type=_Device(), default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", type=Device(), default="cpu", show_default=True, help="cpu or cuda.")
 def command(
     source: str,
     weights: Path | None,

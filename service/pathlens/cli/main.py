@@ -9,12 +9,16 @@ from pathlens.errors import PathlensError
 from pathlens.version import __version__
 
 _COMMANDS = {
+    "evaluate": "Measure how good the explanations of a bundle are.",
     "explain": "Explain images through a running service.",
     "fit": "Capture a classifier and build its class-pathway bank.",
     "models": "Describe what a running service serves.",
     "pack": "Build a model archive from a bundle.",
+    "roar": "Retrain without the pixels that maps call important (ROAR).",
     "serve": "Serve model archives over gRPC.",
 }
+_EXTRAS = {"evaluate": "evaluate", "roar": "evaluate", "serve": "serve"}
+"""What to install for a command; the others need `fit` at most."""
 
 
 class _Commands(click.Group):
@@ -31,7 +35,7 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("pathlens"):
                 raise
-            extra = "serve" if cmd_name == "serve" else "fit"
+            extra = _EXTRAS.get(cmd_name, "fit")
             raise click.ClickException(f"{error}. Install what this needs: pip install 'pathlens[{extra}]'") from error
         return command
 

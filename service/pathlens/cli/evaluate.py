@@ -1,0 +1,227 @@
+"""`pathlens evaluate`."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pathlens.bundle.store import load_bundle
+from pathlens.classifier.images import ImageSource
+from pathlens.cli.devices import Device
+from pathlens.cli.ranges import FloatRange
+from pathlens.evaluation.annotations import Annotation, read_annotations, read_npz_labels
+from pathlens.evaluation.evaluate import Evaluation, EvaluationSettings
+from pathlens.evaluation.journal import Journal, Task
+from pathlens.evaluation.loading import BatchLoader
+from pathlens.evaluation.observation import Summary, summarise
+from pathlens.evaluation.pathway_methods import PATHWAY_METHODS
+from pathlens.evaluation.report.report import Report, write_report
+from pathlens.explanation import Granularity
+from pathlens.version import __version__
+
+_DEFAULTS = EvaluationSettings()
+_WORK = "work"
+
+
+@click.command("evaluate")
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--images", type=click.Path(path_type=Path), required=True, help="A folder, or an NPZ with 'images'.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="CSV with the columns file, label and boxes, the last two optional. Default: an NPZ's own 'labels'.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the report.")
+@click.option("--limit", type=click.IntRange(1), default=256, show_default=True, help="Most images, drawn at random.")
+@click.option(
+    "--sparsity",
+    "sparsities",
+    type=FloatRange(0, 1, max_open=True),
+    multiple=True,
+    default=_DEFAULTS.sparsities,
+    show_default=True,
+    help="Fraction of neurons removed; repeatable.",
+)
+@click.option(
+    "--map-sparsity",
+    type=FloatRange(0, 1, max_open=True),
+    default=_DEFAULTS.map_sparsity,
+    show_default=True,
+    help="Of the pathways whose maps are drawn.",
+)
+@click.option(
+    "--granularity",
+    type=click.Choice([granularity.value for granularity in Granularity]),
+    help="What a neuron is. Default: that of the bundle.",
+)
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(PATHWAY_METHODS),
+    multiple=True,
+    default=PATHWAY_METHODS,
+    help="Pathways to compare; repeatable. neuron_mct is always measured. Default: all.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=_DEFAULTS.steps, show_default=True, help="Of NeuronIntGrad's integral."
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    default=_DEFAULTS.sample,
+    show_default=True,
+    help="Images for what is expensive: randomised layers and linearity.",
+)
+@click.option(
+    "--radius",
+    "radii",
+    type=FloatRange(0, min_open=True),
+    multiple=True,
+    default=_DEFAULTS.radii,
+    show_default=True,
+    help="Of a ball in which linearity is measured; repeatable.",
+)
+@click.option(
+    "--minimum-images",
+    type=click.IntRange(1),
+    default=_DEFAULTS.minimum_images,
+    show_default=True,
+    help="Classes with fewer building images get no class pathway.",
+)
+@click.option("--batch-size", type=click.IntRange(2), default=_DEFAULTS.batch_size, show_default=True)
+@click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True)
+@click.option("--device", type=Device(), default="cpu", show_default=True, help="cpu or cuda.")
+def command(
+    bundle: Path,
+    images: Path,
+    labels: Path | None,
+    out: Path,
+    limit: int,
+    sparsities: tuple[float, ...],
+    map_sparsity: float,
+    granularity: str | None,
+    methods: tuple[str, ...],
+    steps: int,
+    sample: int,
+    radii: tuple[float, ...],
+    minimum_images: int,
+    batch_size: int,
+    seed: int,
+    device: str,
+) -> None:
+    """Measure how good the explanations of BUNDLE are, and write a report.
+
+    Use images that did not fit the bundle: the report measures its class pathways as well. The work is kept in
+    OUT/work as it is done: after an interruption the same command goes on where it stopped. With the same seed every
+    figure but the time is the same.
+
+    \b
+    Examples:
+      pathlens evaluate shop-bundle --images held-out/ --out report
+      pathlens evaluate shop-bundle --images held-out.npz --labels boxes.csv --limit 64 --out report
+    """  # noqa: D301
+    console = Console(stderr=True)
+    fitted = load_bundle(bundle)
+    source = ImageSource(images)
+    try:
+        settings = EvaluationSettings(
+            granularity=Granularity(granularity) if granularity else fitted.bank.granularity,
+            sparsities=tuple(sorted({*sparsities, map_sparsity})),
+            map_sparsity=map_sparsity,
+            methods=tuple(name for name in PATHWAY_METHODS if name in methods or name == "neuron_mct"),
+            steps=steps,
+            sample=min(sample, limit),
+            radii=tuple(sorted(set(radii))),
+            minimum_images=minimum_images,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    classifier = fitted.classifier.to(device)
+    annotations = _annotations(images, labels, fitted.labels)
+    loader = BatchLoader(classifier, fitted.preprocessing, source, annotations, limit, batch_size, seed)
+    facts = {
+        "bundle": fitted.name,
+        "bundle SHA-256": fitted.sha256,
+        "classifier SHA-256": classifier.fingerprint,
+        "images": f"{len(loader.order)} of {len(source)} in {images.name}",
+        "neurons": f"{settings.granularity.value}s",
+        "ablation": "zero",
+        "steps of NeuronIntGrad": str(steps),
+        "sample": f"{min(settings.sample, len(loader.order))} images for randomised layers and linearity",
+        "seed": str(seed),
+        "pathlens": __version__,
+        "torch": torch.__version__,
+        "command": shlex.join(["pathlens", *sys.argv[1:]]),
+    }
+    evaluation = Evaluation(loader, fitted.labels, fitted.bank.to(classifier.device), settings, out / _WORK)
+    depends_on = {
+        **settings.to_json(),
+        "bundle": fitted.sha256,
+        "images": loader.fingerprint(),
+        "torch": torch.__version__,
+        "device": classifier.device.type,
+    }
+    journal = Journal(out / _WORK / "journal.jsonl", depends_on)
+    try:
+        observations = journal.run(_with_progress(list(evaluation.tasks()), journal, console))
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What is done is kept in {out / _WORK}: the same command goes on from there.")
+        raise click.exceptions.Exit(130) from None
+    summaries = summarise(observations)
+    write_report(Report(f"Explanations of {fitted.name}", facts, summaries, observations), out)
+    for skipped in source.skipped:
+        console.print(f"Skipped {skipped}", markup=False)
+    _print_summary(summaries, settings, console)
+    click.echo(out / "report.html")
+
+
+def _annotations(images: Path, labels: Path | None, names: tuple[str, ...]) -> Mapping[str, Annotation]:
+    if labels is not None:
+        return read_annotations(labels, names)
+    return (None if images.is_dir() else read_npz_labels(images, names)) or {}
+
+
+def _with_progress(tasks: list[Task], journal: Journal, console: Console) -> Iterator[Task]:
+    """Yield tasks while a bar shows which stage is running and how far the whole is."""
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(tasks), completed=sum(task in journal for task in tasks))
+        for task in tasks:
+            done_before = task in journal
+            progress.update(bar, description=task.stage)
+            yield task
+            if not done_before:
+                progress.advance(bar)
+
+
+def _print_summary(summaries: Iterable[Summary], settings: EvaluationSettings, console: Console) -> None:
+    found = {
+        (each.measure, each.method, each.control): each.mean
+        for each in summaries
+        if each.sparsity in (settings.map_sparsity, None)
+    }
+    table = Table(title=f"At {settings.map_sparsity:.0%} sparsity")
+    table.add_column("pathways")
+    measures = ("agreement", "confidence drop", "instance forcing", "acIOU", "dead share", "area between")
+    for heading in (*measures, "random control's agreement"):
+        table.add_column(heading, justify="right")
+    for method in (*settings.methods, "transferred"):
+        if ("agreement", method, False) in found:
+            values = [found.get((measure, method, False)) for measure in measures]
+            values.append(found.get(("agreement", method, True)))
+            table.add_row(method, *("-" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)
