@@ -2,26 +2,27 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pathlens.bundle.store import load_bundle
 from pathlens.classifier.images import ImageSource
 from pathlens.cli.devices import Device
+from pathlens.cli.progress import with_progress
 from pathlens.cli.ranges import FloatRange
 from pathlens.evaluation.annotations import Annotation, read_annotations, read_npz_labels
 from pathlens.evaluation.evaluate import Evaluation, EvaluationSettings
-from pathlens.evaluation.journal import Journal, Task
+from pathlens.evaluation.journal import Journal
 from pathlens.evaluation.loading import BatchLoader
 from pathlens.evaluation.observation import Summary, summarise
 from pathlens.evaluation.pathway_methods import PATHWAY_METHODS
 from pathlens.evaluation.report.report import Report, write_report
+from pathlens.evaluation.report.vocabulary import METHODS
 from pathlens.explanation import Granularity
 from pathlens.version import __version__
 
@@ -171,7 +172,7 @@ def command(
     }
     journal = Journal(out / _WORK / "journal.jsonl", depends_on)
     try:
-        observations = journal.run(_with_progress(list(evaluation.tasks()), journal, console))
+        observations = journal.run(with_progress(list(evaluation.tasks()), journal, console))
     except KeyboardInterrupt:
         console.print(f"Stopped. What is done is kept in {out / _WORK}: the same command goes on from there.")
         raise click.exceptions.Exit(130) from None
@@ -189,39 +190,32 @@ def _annotations(images: Path, labels: Path | None, names: tuple[str, ...]) -> M
     return (None if images.is_dir() else read_npz_labels(images, names)) or {}
 
 
-def _with_progress(tasks: list[Task], journal: Journal, console: Console) -> Iterator[Task]:
-    """Yield tasks while a bar shows which stage is running and how far the whole is."""
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=len(tasks), completed=sum(task in journal for task in tasks))
-        for task in tasks:
-            done_before = task in journal
-            progress.update(bar, description=task.stage)
-            yield task
-            if not done_before:
-                progress.advance(bar)
-
-
 def _print_summary(summaries: Iterable[Summary], settings: EvaluationSettings, console: Console) -> None:
     found = {
         (each.measure, each.method, each.control): each.mean
         for each in summaries
         if each.sparsity in (settings.map_sparsity, None)
     }
-    table = Table(title=f"At {settings.map_sparsity:.0%} sparsity")
+    table = Table(
+        title=f"Pathways at {settings.map_sparsity:.0%} sparsity",
+        caption="forcing: share of images of another class that an image's pathway turns into its own. control: "
+        "agreement of random pathways of the same size.",
+    )
     table.add_column("pathways")
-    measures = ("agreement", "confidence drop", "instance forcing", "acIOU", "dead share", "area between")
-    for heading in (*measures, "random control's agreement"):
+    for heading in ("agreement", "control", "drop", "forcing", "acIOU", "dead"):
         table.add_column(heading, justify="right")
     for method in (*settings.methods, "transferred"):
         if ("agreement", method, False) in found:
-            values = [found.get((measure, method, False)) for measure in measures]
-            values.append(found.get(("agreement", method, True)))
-            table.add_row(method, *("-" if value is None else f"{value:.3f}" for value in values))
+            values = [
+                found.get((measure, method, control))
+                for measure, control in (
+                    ("agreement", False),
+                    ("agreement", True),
+                    ("confidence drop", False),
+                    ("instance forcing", False),
+                    ("acIOU", False),
+                    ("dead share", False),
+                )
+            ]
+            table.add_row(METHODS[method].label, *("-" if value is None else f"{value:.0%}" for value in values))
     console.print(table)

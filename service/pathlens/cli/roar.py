@@ -3,14 +3,14 @@
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -21,10 +21,11 @@ from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.classifier.sources import load_classifier
 from pathlens.cli.devices import Device
+from pathlens.cli.progress import with_progress
 from pathlens.cli.ranges import FloatRange
 from pathlens.errors import EvaluationError, ImagesError
 from pathlens.evaluation.annotations import read_annotations, read_npz_labels
-from pathlens.evaluation.journal import Journal, Task
+from pathlens.evaluation.journal import Journal
 from pathlens.evaluation.map_methods import MapMethod, comparison_maps
 from pathlens.evaluation.observation import Summary, summarise
 from pathlens.evaluation.report.report import Report, write_report
@@ -145,7 +146,7 @@ def command(
     )
     tasks = roar.tasks()
     try:
-        observations = journal.run(_with_progress(tasks, journal, console))
+        observations = journal.run(with_progress(tasks, journal, console))
     except KeyboardInterrupt:
         done = sum(task in journal for task in tasks)
         console.print(f"Stopped after {done} of {len(tasks)} retrainings. The same command goes on from there.")
@@ -245,19 +246,6 @@ def _digest(images: Tensor, labels: Tensor) -> str:
     digest = hashlib.sha256(images.numpy().data)
     digest.update(labels.numpy().data)
     return digest.hexdigest()
-
-
-def _with_progress(tasks: list[Task], journal: Journal, console: Console) -> Iterator[Task]:
-    """Yield tasks while a bar shows which map and fraction are at work and how far the whole is."""
-    columns = (TextColumn("{task.description:<38}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=len(tasks), completed=sum(task in journal for task in tasks))
-        for task in tasks:
-            done_before = task in journal
-            progress.update(bar, description=task.stage)
-            yield task
-            if not done_before:
-                progress.advance(bar)
 
 
 def _table(summaries: list[Summary], methods: list[str], fractions: tuple[float, ...]) -> Table:

@@ -244,6 +244,14 @@ class Evaluation:
             },
         }
 
+    @cached_property
+    def _sample_maps(self) -> dict[int, dict[str, Tensor]]:
+        """The maps of the whole classifier with which those of randomised ones are compared."""
+        return {
+            number: {name: with_signs(values) for name, values in self._original_maps(number).items()}
+            for number in self._sample_batches()
+        }
+
     def _maps(self, number: int) -> list[Observation]:
         batch, maps = self._batch(number), self._original_maps(number)
         return [
@@ -280,10 +288,9 @@ class Evaluation:
                 if name != "random"
             },
         }
-        original = self._original_maps(number)
         return observe_randomisation(
             batch,
-            {name: with_signs(original[name]) for name in randomised},
+            {name: self._sample_maps[number][name] for name in randomised},
             {name: with_signs(values) for name, values in randomised.items()},
             layer,
         )

@@ -37,7 +37,7 @@ def values(found: list[Observation], measure: str, control: bool = False) -> lis
 
 def test_a_class_pathway_of_the_classes_own_neurons_keeps_its_class_and_forces_others() -> None:
     found = observe(own_neurons(held_out().predicted))
-    classes = len(held_out().predicted.unique())
+    classes = len(set(held_out().predicted.tolist()))
     assert values(found, "class agreement") == [1.0] * classes
     # Where an image leaves the neurons of the class silent, there is nothing to force it with.
     assert min(values(found, "forcing")) > 0.7
@@ -69,7 +69,7 @@ def test_the_images_that_build_a_class_pathway_do_not_measure_its_agreement() ->
 
 def test_a_class_with_too_few_building_images_is_left_out() -> None:
     predicted = held_out().predicted
-    building = {label: (int((predicted == label).sum()) + 1) // 2 for label in predicted.unique().tolist()}
+    building = {label: (int((predicted == label).sum()) + 1) // 2 for label in set(predicted.tolist())}
     settings = ClassPathwaySettings(0.5, max(building.values()), 100, 8, 0)
     found = observe(own_neurons(predicted), settings)
     enough = [f"{label} {LABELS[label]}" for label, count in building.items() if count == max(building.values())]

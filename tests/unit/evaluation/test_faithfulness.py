@@ -106,7 +106,7 @@ def test_the_share_of_dead_neurons_is_counted_among_those_kept() -> None:
     pathway = everything(of.classifier, 6, kept=True)
     found = measure(of, pathway)
     activations = of.classifier.trace(of.images).activations
-    zeros = sum((activation == 0).flatten(1).sum(1) for activation in activations)
+    zeros = torch.stack([(activation == 0).flatten(1).sum(1) for activation in activations]).sum(0)
     for row, position in enumerate(of.positions):
         assert observed(found, "dead share")[position] == pytest.approx(float(zeros[row]) / pathway.neurons)
 

@@ -27,5 +27,5 @@ def test_a_single_value_has_no_error() -> None:
 )
 def test_observations_under_other_conditions_are_apart(changes: dict[str, object]) -> None:
     one = Observation("agreement", 1.0, "neuron_mct", 0.9)
-    other = Observation(**{**one.__dict__, **changes})  # type: ignore[arg-type]
+    other = Observation(**{**one.__dict__, **changes})
     assert len(summarise([one, other, one])) == 2
