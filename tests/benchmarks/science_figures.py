@@ -39,7 +39,10 @@ class Network:
 
 
 _IMAGENET = ("--minimum-images", "1", "--others", "4")
-_FEW = ("--limit", str(EVALUATED), "--sample", "16", "--steps", "10", "--minimum-images", "1", "--batch-size", "8")
+_FEW = (
+    *("--limit", str(EVALUATED), "--batch-size", "8", "--minimum-images", "1"),
+    *("--steps", "10", "--sample", "8", "--layers", "12"),
+)
 
 NETWORKS = {
     network.name: network

@@ -80,6 +80,9 @@ _WORK = "work"
     help="Images for what is expensive: randomised layers and linearity.",
 )
 @click.option(
+    "--layers", type=click.IntRange(2), help="Look at so many randomised layers, evenly spread. Default: all."
+)
+@click.option(
     "--radius",
     "radii",
     type=FloatRange(0, min_open=True),
@@ -110,6 +113,7 @@ def command(
     methods: tuple[str, ...],
     steps: int,
     sample: int,
+    layers: int | None,
     radii: tuple[float, ...],
     minimum_images: int,
     batch_size: int,
@@ -138,6 +142,7 @@ def command(
             methods=tuple(name for name in PATHWAY_METHODS if name in methods or name == "neuron_mct"),
             steps=steps,
             sample=min(sample, limit),
+            layers=layers,
             radii=tuple(sorted(set(radii))),
             minimum_images=minimum_images,
             batch_size=batch_size,

@@ -54,6 +54,8 @@ class EvaluationSettings:
         methods: Names of the pathway methods, without repeats.
         steps: Of NeuronIntGrad's integral, at least 1.
         sample: Images on which the expensive measures are made: the cascade of randomised layers, and linearity.
+        layers: At how many layers the cascade is looked at, evenly spread with the first and the last among them; None
+            for all.
         radii: Of the balls in which linearity is measured, in units of the preprocessed input.
         points: Random points of each ball.
         minimum_images: A class with fewer building images gets no class pathway.
@@ -68,6 +70,7 @@ class EvaluationSettings:
     methods: tuple[str, ...] = PATHWAY_METHODS
     steps: int = 20
     sample: int = 32
+    layers: int | None = None
     radii: tuple[float, ...] = (0.1, 1.0)
     points: int = 8
     minimum_images: int = 5
@@ -128,7 +131,7 @@ class Evaluation:
             yield Task(f"maps {number}", "Maps", partial(self._maps, number))
         for number in self._sample_batches():
             yield Task(f"linearity {number}", "Linearity", partial(self._linearity, number))
-        for depth, layer in enumerate(self._layers()):
+        for depth, layer in self._layers():
             for number in self._sample_batches():
                 work = partial(self._randomisation, number, depth, f"{depth + 1:02d} {layer}")
                 yield Task(f"randomisation {depth} {number}", "Randomised layers", work)
@@ -155,8 +158,12 @@ class Evaluation:
     def _sample_batches(self) -> range:
         return range(min(self.loader.batches, -(-self.settings.sample // self.settings.batch_size)))
 
-    def _layers(self) -> list[str]:
-        return [layer for layer, _ in randomise_from_top(self.classifier, self.settings.seed)]
+    def _layers(self) -> list[tuple[int, str]]:
+        """Return depth and name of the layers at which the cascade is looked at."""
+        names = [layer for layer, _ in randomise_from_top(self.classifier, self.settings.seed)]
+        count = min(self.settings.layers or len(names), len(names))
+        depths = sorted({round(step * (len(names) - 1) / max(count - 1, 1)) for step in range(count)})
+        return [(depth, names[depth]) for depth in depths]
 
     def _pathways(self, number: int) -> list[Observation]:
         batch, settings, store = self._batch(number), self.settings, self._store
