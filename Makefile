@@ -6,7 +6,7 @@ GOOGLE_PROTOS := build/googleapis/google/rpc
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve test lint format protos install clean
+.PHONY: help demo serve test lint format protos figures install clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -40,6 +40,11 @@ format: $(VENV)/.dev ## Put code and protos into their canonical form.
 
 protos: $(VENV)/.dev ## Generate the stubs of protos/ into service/pathlens/wire/.
 	$(BIN)/python protos/generate_stubs.py
+
+figures: $(VENV)/.dev ## Measure the explanations of the fixture networks and write docs/figures.md; takes an hour.
+	$(BIN)/python tests/benchmarks/science_figures.py
+	$(BIN)/python tests/benchmarks/figure_tables.py > build/figures/figures.md
+	cp build/figures/figures.md docs/figures.md
 
 install: $(VENV)/.dev ## Make the virtual environment with everything that development needs.
 

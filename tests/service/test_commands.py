@@ -72,12 +72,11 @@ def test_a_second_demonstration_reuses_what_was_built(demonstrated: tuple[Path, 
     assert (bundle.stat().st_mtime_ns, archive.read_bytes()) == before
 
 
-def readme_commands() -> list[str]:
-    """Return the commands of "Bring your own classifier" in the README, one a line."""
-    section = (ROOT / "README.md").read_text().split("## Bring your own classifier")[1].split("\n## ")[0]
-    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert block is not None
-    return block.group(1).replace("\\\n", " ").strip().splitlines()
+def readme_commands(heading: str = "Bring your own classifier") -> list[str]:
+    """Return the commands of a section of the README, one a line."""
+    section = (ROOT / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    blocks: list[str] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return "".join(blocks).replace("\\\n", " ").strip().splitlines()
 
 
 class Serving:
@@ -107,7 +106,7 @@ class Serving:
 @pytest.fixture(scope="module")
 def packed(demonstrated: tuple[Path, str]) -> Path:
     """The folder of the demonstration after the README's `pathlens fit` and `pathlens pack`."""
-    fit, pack, _ = readme_commands()
+    fit, pack = readme_commands()[:2]
     run(demonstrated[0], *fit.split())
     run(demonstrated[0], *pack.split())
     return demonstrated[0]
@@ -181,3 +180,30 @@ def test_the_python_examples_of_the_readme_run(serving: Serving, demonstrated: t
     here = over_grpc.replace("localhost:8080", serving.address)
     assert len(run(demonstrated[0], sys.executable, "-c", here).splitlines()) == 2
     assert run(demonstrated[0], sys.executable, "-c", in_process).endswith("(8, 8)\n")
+
+
+def test_the_evaluation_of_the_readme_goes_on_after_an_interruption(packed: Path) -> None:
+    command, _ = readme_commands("How good are the explanations?")
+    words = [word.replace("digits-report", "interrupted-report") for word in command.split()]
+    journal = packed / "build" / "interrupted-report" / "work" / "journal.jsonl"
+    first = subprocess.Popen(words, cwd=packed, env=environment(), text=True, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    done = journal.read_text()
+    assert run(packed, *words).strip().endswith("build/interrupted-report/report.html")
+    assert journal.read_text().startswith(done)
+    report = (packed / "build" / "interrupted-report" / "report.html").read_text()
+    assert "NeuronMCT" in report
+    assert "Forcing" in report
+
+
+def test_remove_and_retrain_of_the_readme_writes_its_report(packed: Path) -> None:
+    _, command = readme_commands("How good are the explanations?")
+    run(packed, *command.split())
+    assert "ROAR" in (packed / "build" / "digits-roar" / "report.html").read_text()

@@ -9,6 +9,7 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, L
 from torch import Tensor, nn
 
 from pathlens.classifier.captured import CapturedClassifier
+from pathlens.classifier.taps import Tap
 from pathlens.pathways.neuron_mct import check_target
 
 STEPS = 50
@@ -117,9 +118,18 @@ class _TapAsLayer(nn.Module):
         )
 
 
+def has_feature_maps(classifier: CapturedClassifier) -> bool:
+    """Tell whether Grad-CAM can be drawn: a transformer or a perceptron has no feature maps to weigh."""
+    return any(map(_is_feature_map, classifier.taps))
+
+
+def _is_feature_map(tap: Tap) -> bool:
+    return len(tap.shape) == 3 and tap.channel_dimension == 0 and min(tap.shape[1:]) > 1
+
+
 def _last_feature_maps(classifier: CapturedClassifier) -> int:
     for index, tap in reversed(list(enumerate(classifier.taps))):
-        if len(tap.shape) == 3 and tap.channel_dimension == 0 and min(tap.shape[1:]) > 1:
+        if _is_feature_map(tap):
             return index
     shapes = ", ".join(f"{tap.name} {list(tap.shape)}" for tap in classifier.taps)
     raise ValueError(

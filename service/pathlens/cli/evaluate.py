@@ -15,7 +15,12 @@ from pathlens.classifier.images import ImageSource
 from pathlens.cli.devices import Device
 from pathlens.cli.progress import with_progress
 from pathlens.cli.ranges import FloatRange
-from pathlens.evaluation.annotations import Annotation, read_annotations, read_npz_labels
+from pathlens.evaluation.annotations import (
+    Annotation,
+    read_annotations,
+    read_folder_labels,
+    read_npz_labels,
+)
 from pathlens.evaluation.evaluate import Evaluation, EvaluationSettings
 from pathlens.evaluation.journal import Journal
 from pathlens.evaluation.loading import BatchLoader
@@ -36,7 +41,7 @@ _WORK = "work"
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
-    help="CSV with the columns file, label and boxes, the last two optional. Default: an NPZ's own 'labels'.",
+    help="CSV with columns file, label and boxes. Default: class folders, or the array 'labels' of an NPZ.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the report.")
 @click.option("--limit", type=click.IntRange(1), default=256, show_default=True, help="Most images, drawn at random.")
@@ -151,7 +156,7 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     classifier = fitted.classifier.to(device)
-    annotations = _annotations(images, labels, fitted.labels)
+    annotations = _annotations(source, images, labels, fitted.labels)
     loader = BatchLoader(classifier, fitted.preprocessing, source, annotations, limit, batch_size, seed)
     facts = {
         "bundle": fitted.name,
@@ -189,10 +194,12 @@ def command(
     click.echo(out / "report.html")
 
 
-def _annotations(images: Path, labels: Path | None, names: tuple[str, ...]) -> Mapping[str, Annotation]:
+def _annotations(
+    source: ImageSource, images: Path, labels: Path | None, names: tuple[str, ...]
+) -> Mapping[str, Annotation]:
     if labels is not None:
         return read_annotations(labels, names)
-    return (None if images.is_dir() else read_npz_labels(images, names)) or {}
+    return read_folder_labels(source, names) if images.is_dir() else read_npz_labels(images, names) or {}
 
 
 def _print_summary(summaries: Iterable[Summary], settings: EvaluationSettings, console: Console) -> None:

@@ -176,7 +176,7 @@ def _maps(bundle: Bundle, seed: int) -> Mapping[str, MapMethod]:
         contributions = neuron_mct(classifier, images, target, bundle.bank.granularity)
         return pathway_gradient(classifier, images, target, contributions.select(bundle.instance_sparsity))
 
-    compared = comparison_maps(seed)
+    compared = comparison_maps(bundle.classifier, seed)
     return {"neuron_mct": by_pathway, **{name: compared[name] for name in _COMPARED}}
 
 

@@ -1,4 +1,4 @@
-"""What is known of images beforehand: true labels and boxes, from a CSV file or from the NPZ file of the images."""
+"""What is known of images beforehand: true labels and boxes, from a CSV file or from where the images are."""
 
 import csv
 import io
@@ -7,11 +7,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from pathlens.classifier.images import ImageSource
 from pathlens.errors import ImagesError
 from pathlens.evaluation.batch import Box
 
@@ -102,6 +103,26 @@ def read_npz_labels(path: Path, labels: Sequence[str]) -> dict[str, Annotation] 
             f"labels[{outside[0]}] in {path} is {values[outside[0]]}; give a class index from 0 to {len(labels) - 1}."
         )
     return {f"images[{position}]": Annotation(label) for position, label in enumerate(values.tolist())}
+
+
+def read_folder_labels(source: ImageSource, labels: Sequence[str]) -> dict[str, Annotation]:
+    """Take the folder of each image for its class, if every folder is named after one class.
+
+    Args:
+        source: The images.
+        labels: The classifier's label texts, one per class.
+
+    Returns:
+        By the names that the source gives the images; empty if a folder is no class, or is that of several.
+    """
+    if not source.class_names or any(labels.count(name) != 1 for name in source.class_names):
+        return {}
+    names = [PurePosixPath(source.name(position)) for position in range(len(source))]
+    return {
+        str(name): Annotation(labels.index(name.parent.name))
+        for name in names
+        if name.parent.name in source.class_names
+    }
 
 
 def _read_lines(lines: Iterator[list[str]], labels: Sequence[str]) -> dict[str, Annotation]:

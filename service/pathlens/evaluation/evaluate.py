@@ -1,6 +1,6 @@
 """An evaluation: every measure of a bundle's explanations on a set of images, as tasks of a resumable run."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -17,7 +17,7 @@ from pathlens.evaluation.cost import CostSettings, observe_cost
 from pathlens.evaluation.faithfulness import InstancePathways, dead_neurons, observe_faithfulness, observe_overlap
 from pathlens.evaluation.journal import Task
 from pathlens.evaluation.loading import BatchLoader
-from pathlens.evaluation.map_methods import comparison_maps
+from pathlens.evaluation.map_methods import MapMethod, comparison_maps
 from pathlens.evaluation.maps import (
     draw,
     observe_degradation,
@@ -234,12 +234,8 @@ class Evaluation:
             if method in self.settings.methods
         }
 
-    def _comparisons(self, number: int) -> Mapping[str, Callable[[CapturedClassifier, Tensor, Tensor], Tensor]]:
-        maps = dict(comparison_maps(self.settings.seed + number))
-        if not any(len(tap.shape) == 3 and tap.channel_dimension == 0 for tap in self.classifier.taps):
-            # A transformer or a perceptron has no feature maps to weigh.
-            del maps["grad_cam"]
-        return maps
+    def _comparisons(self, number: int) -> Mapping[str, MapMethod]:
+        return comparison_maps(self.classifier, self.settings.seed + number)
 
     def _original_maps(self, number: int) -> dict[str, Tensor]:
         batch = self._batch(number)

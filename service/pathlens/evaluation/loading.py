@@ -66,7 +66,8 @@ class BatchLoader:
         subjects, images = [], []
         for position, pixels in self.source.select(self.order[number * self.batch_size :][: self.batch_size]):
             known = self.annotations.get(self.source.name(position), Annotation())
-            subjects.append(Subject(position, *pixels.shape[:2], known.label, known.boxes))
+            height, width = pixels.shape[:2]
+            subjects.append(Subject(position, height, width, known.label, known.boxes))
             images.append(torch.from_numpy(self.preprocessing.apply(pixels)))
         if not images:
             raise ImagesError(f"No image of a whole batch could be read: {'; '.join(self.source.skipped[-3:])}")

@@ -114,9 +114,10 @@ class TestRunning:
         neuron_mct(classifier, images(4), torch.tensor([0, 1, 2, 3])).select(0.5)
         assert classifier.weights_bytes() == before
 
-    def test_logits_are_float32_for_a_classifier_in_double_precision(self) -> None:
+    def test_logits_are_float64_for_a_classifier_in_double_precision(self) -> None:
         classifier = capture(seeded(Plain).double(), images(2).double())
-        assert classifier(images(2).double()).dtype == torch.float32
+        assert classifier.dtype is torch.float64
+        assert classifier(images(2)).dtype is torch.float64
 
     def test_a_classifier_without_weights_is_on_the_cpu(self) -> None:
         network = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

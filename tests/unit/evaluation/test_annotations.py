@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fixture_data import FOLDER, cifar, needs_fixtures
 from pathlens.classifier.images import ImageSource
 from pathlens.errors import ImagesError
-from pathlens.evaluation.annotations import Annotation, read_annotations, read_npz_labels
+from pathlens.evaluation.annotations import Annotation, read_annotations, read_folder_labels, read_npz_labels
 
 LABELS = ("cat", "dog", "crane", "crane", "a, b")
 
@@ -180,3 +180,24 @@ class TestNpz:
         annotations = read_npz_labels(FOLDER / "cifar10_test_jpegged.npz", [str(number) for number in range(10)])
         assert annotations is not None
         assert [annotation.label for annotation in annotations.values()] == cifar()[1].tolist()
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> ImageSource:
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return ImageSource(tmp_path)
+
+
+def test_class_folders_label_their_images(class_folders: ImageSource) -> None:
+    assert read_folder_labels(class_folders, ("cow", "dog", "cat")) == {
+        "cat/1.png": Annotation(2),
+        "cat/2.png": Annotation(2),
+        "dog/1.png": Annotation(1),
+    }
+
+
+@pytest.mark.parametrize("labels", [("cat", "cow"), ("cat", "dog", "dog")])
+def test_folders_that_are_not_one_class_each_label_nothing(class_folders: ImageSource, labels: tuple[str, ...]) -> None:
+    assert read_folder_labels(class_folders, labels) == {}

@@ -40,5 +40,5 @@ def test_there_is_none_unless_asked_for() -> None:
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, math.inf, math.nan])
 def test_a_radius_that_is_none_is_refused(radius: float) -> None:
-    with pytest.raises(InvalidRequestError, match="linearity_radius is .*; it must be finite and above 0"):
+    with pytest.raises(InvalidRequestError, match=r"linearity_radius is .*; it must be finite and above 0"):
         tiny_explainer().explain([tensor()], ExplanationOptions(linearity_radius=radius))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pathlens.pathways.selection import select_top
+from pathlens.pathways.selection import rank, select_ranked, select_top
 
 SPARSITY = st.floats(0, 1, exclude_max=True)
 # Few different values, so that ties and zeros are the rule.
@@ -56,3 +56,29 @@ class TestSelectTop:
     @pytest.mark.parametrize("scores", [torch.zeros(2, 9), torch.zeros(0, 9)])
     def test_keeps_nothing_where_nothing_contributes(self, scores: Tensor) -> None:
         assert not select_top(scores, 0.0).any()
+
+
+class TestSelectRanked:
+    @given(ROWS, st.data())
+    def test_keeps_the_due_number_of_each_row_the_lowest_index_first_and_no_zero(
+        self, rows: list[list[float]], data: st.DataObject
+    ) -> None:
+        counts = [data.draw(st.integers(0, len(row))) for row in rows]
+        expected = [naive(row, 1 - count / len(row)) for row, count in zip(rows, counts, strict=True)]
+        assert select_ranked(torch.tensor(rows), torch.tensor(counts)).tolist() == expected
+
+    @given(ROWS, SPARSITY)
+    def test_keeps_what_selection_by_sparsity_keeps_for_the_same_count(
+        self, rows: list[list[float]], sparsity: float
+    ) -> None:
+        scores = torch.tensor(rows)
+        counts = torch.full((len(rows),), round((1 - sparsity) * scores.shape[1]))
+        assert torch.equal(select_ranked(scores, counts), select_top(scores, sparsity))
+
+
+class TestRank:
+    @given(ROWS)
+    def test_gives_every_place_once_the_highest_score_first(self, rows: list[list[float]]) -> None:
+        for row, places in zip(rows, rank(torch.tensor(rows)).tolist(), strict=True):
+            order = sorted(range(len(row)), key=lambda index: (-row[index], index))
+            assert [order[place] for place in places] == list(range(len(row)))
