@@ -1,6 +1,7 @@
 """A run of which every value is kept, so that the network behind a tap can be run again on its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,34 +50,36 @@ class Recording:
         """
         start = self._taps[index]
         values: dict[fx.Node, Any] = {start: activation}
-
-        def value(node: fx.Node) -> Any:
-            if node not in values:
-                recorded = self._values[node]
-                if node is not self._images and node not in self._vary:
-                    values[node] = recorded
-                elif isinstance(recorded, Tensor) and recorded.shape[:1] == self.logits.shape[:1]:
-                    values[node] = recorded[rows]
-                else:
-                    # Batch sizes, and tensors whose first dimension is not the batch, follow from their own inputs.
-                    values[node] = _call(node, value)
-            return values[node]
-
         for node in _behind(start):
             if node.op == "output":
-                logits: Tensor = value(node.all_input_nodes[0])
+                logits: Tensor = self._value(node.all_input_nodes[0], values, rows)
                 return at_least_float32(logits)
-            values[node] = _call(node, value)
+            values[node] = self._call(node, values, rows)
         raise ValueError(f"the logits do not depend on tap {index}")
+
+    def _value(self, node: fx.Node, values: dict[fx.Node, Any], rows: Tensor) -> Any:
+        """Return the value of a node in the run of a tail, from the recording if the tail does not change it."""
+        if node not in values:
+            recorded = self._values[node]
+            if node is not self._images and node not in self._vary:
+                values[node] = recorded
+            elif isinstance(recorded, Tensor) and recorded.shape[:1] == self.logits.shape[:1]:
+                values[node] = recorded[rows]
+            else:
+                # Batch sizes, and tensors whose first dimension is not the batch, follow from their own inputs.
+                values[node] = self._call(node, values, rows)
+        return values[node]
+
+    def _call(self, node: fx.Node, values: dict[fx.Node, Any], rows: Tensor) -> Any:
+        # A nested function that called itself would be a cycle of references, which keeps all values until the garbage
+        # collector runs: gigabytes, because tensors are few objects and large.
+        value = partial(self._value, values=values, rows=rows)
+        return node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
     """Widen logits of half precision, in which a softmax over many classes would lose the small ones."""
     return logits if logits.dtype is torch.float64 else logits.float()
-
-
-def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
-    return node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
 
 
 def _behind(start: fx.Node) -> dict[fx.Node, None]:

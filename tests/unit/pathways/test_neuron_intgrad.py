@@ -1,3 +1,4 @@
+import gc
 from functools import partial
 
 import pytest
@@ -148,3 +149,21 @@ def test_the_contributions_of_a_real_network_are_complete_to_one_percent_at_fift
         worth = (logits - left).gather(1, target[:, None])[:, 0]
         errors.append((signed.flatten(1).sum(1) - worth).abs() / worth.abs())
     assert float(torch.stack(errors).mean()) < 0.01
+
+
+@pytest.mark.parametrize("name", ["residual", "transformer"])
+def test_what_a_tail_computed_is_freed_at_once(name: str) -> None:
+    # And not when the garbage collector runs, which counts objects and does not know how large tensors are.
+    def tensors() -> int:
+        return sum(isinstance(each, Tensor) for each in gc.get_objects())
+
+    classifier, batch = captured(name), images(4)
+    neuron_intgrad(classifier, batch, TARGET, steps=2)
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        neuron_intgrad(classifier, batch, TARGET, steps=9, largest_batch=3)
+        assert tensors() == before
+    finally:
+        gc.enable()
