@@ -1,5 +1,6 @@
 """The journal of a long run: what is done is on disk, so that an interrupted run goes on where it stopped."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,23 +30,53 @@ class Task:
 class Journal:
     """Observations by task, one JSON line each, written as soon as the task is done.
 
+    A journal runs once; until then, it keeps others from writing the file.
+
     Args:
         path: File to write or to go on with.
         settings: Everything that the observations depend on; JSON values.
 
     Raises:
-        EvaluationError: If the file is of other settings.
+        EvaluationError: If the file is of other settings, or another run is writing it.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
-        self._path = path
         self._done: dict[str, list[Observation]] = {}
         header = json.dumps(settings, sort_keys=True)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(header + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read(path, header)
+        except BlockingIOError as error:
+            self._file.close()
+            raise EvaluationError(f"Another run is writing {path}; wait for it, or choose another --out.") from error
+        except EvaluationError:
+            self._file.close()
+            raise
+
+    def __contains__(self, task: Task) -> bool:
+        """Tell whether a task is done."""
+        return task.name in self._done
+
+    def run(self, tasks: Iterable[Task]) -> list[Observation]:
+        """Run the tasks that are not done yet, and return the observations of all of them in order."""
+        observations = []
+        with self._file:
+            for task in tasks:
+                if task not in self:
+                    self._record(task.name, list(task.run()))
+                observations += self._done[task.name]
+        return observations
+
+    def _read(self, path: Path, header: str) -> None:
+        self._file.seek(0)
+        first, *lines = self._file.read().split("\n")
+        if not lines:
+            # Nothing was written yet, or the first line was torn.
+            self._file.truncate(0)
+            self._append(header)
             return
-        first, *lines = path.read_text(encoding="utf-8").split("\n")
         if first != header:
             raise EvaluationError(
                 f"{path} is the journal of a run with other settings or another bundle; remove it to start anew, or "
@@ -55,25 +86,13 @@ class Journal:
         for line in lines[:-1]:
             entry = json.loads(line)
             self._done[entry["task"]] = [Observation(**values) for values in entry["observations"]]
-        os.truncate(path, sum(len(line.encode()) + 1 for line in (first, *lines[:-1])))
-
-    def __contains__(self, task: Task) -> bool:
-        """Tell whether a task is done."""
-        return task.name in self._done
-
-    def run(self, tasks: Iterable[Task]) -> list[Observation]:
-        """Run the tasks that are not done yet, and return the observations of all of them in order."""
-        observations = []
-        for task in tasks:
-            if task not in self:
-                self._record(task.name, list(task.run()))
-            observations += self._done[task.name]
-        return observations
+        self._file.truncate(sum(len(line.encode()) + 1 for line in (first, *lines[:-1])))
 
     def _record(self, name: str, observations: list[Observation]) -> None:
-        line = json.dumps({"task": name, "observations": [asdict(observation) for observation in observations]})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._append(json.dumps({"task": name, "observations": [asdict(observation) for observation in observations]}))
         self._done[name] = observations
+
+    def _append(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())

@@ -65,3 +65,20 @@ def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path / "journal", SETTINGS).run(tasks([]))
     with pytest.raises(EvaluationError, match="other settings or another bundle; remove it to start anew"):
         Journal(tmp_path / "journal", {"seed": 1})
+
+
+def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "journal", SETTINGS)
+    with pytest.raises(EvaluationError, match=r"Another run is writing .*journal; wait for it"):
+        Journal(tmp_path / "journal", SETTINGS)
+    first.run(tasks([]))
+    assert len(Journal(tmp_path / "journal", SETTINGS).run(tasks([]))) == 3
+
+
+def test_a_journal_whose_first_line_was_torn_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_text('{"see')
+    ran: list[str] = []
+    Journal(path, SETTINGS).run(tasks(ran))
+    assert ran == ["a", "b", "c"]
+    assert path.read_text().startswith('{"seed": 0}\n')
