@@ -40,7 +40,7 @@ class Network:
 
 _IMAGENET = ("--minimum-images", "1", "--others", "4")
 _FEW = (
-    *("--limit", str(EVALUATED), "--batch-size", "8", "--minimum-images", "1"),
+    *("--limit", str(EVALUATED), "--batch-size", "8", "--minimum-images", "1", "--others", "8"),
     *("--steps", "10", "--sample", "8", "--layers", "12"),
 )
 

@@ -103,6 +103,13 @@ _WORK = "work"
     show_default=True,
     help="Classes with fewer building images get no class pathway.",
 )
+@click.option(
+    "--others",
+    type=click.IntRange(1),
+    default=_DEFAULTS.others,
+    show_default=True,
+    help="Images of other classes on which each class pathway is measured.",
+)
 @click.option("--batch-size", type=click.IntRange(2), default=_DEFAULTS.batch_size, show_default=True)
 @click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True)
 @click.option("--device", type=Device(), default="cpu", show_default=True, help="cpu or cuda.")
@@ -121,6 +128,7 @@ def command(
     layers: int | None,
     radii: tuple[float, ...],
     minimum_images: int,
+    others: int,
     batch_size: int,
     seed: int,
     device: str,
@@ -150,6 +158,7 @@ def command(
             layers=layers,
             radii=tuple(sorted(set(radii))),
             minimum_images=minimum_images,
+            others=others,
             batch_size=batch_size,
             seed=seed,
         )

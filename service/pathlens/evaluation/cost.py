@@ -17,8 +17,8 @@ from pathlens.explanation import Granularity
 from pathlens.pathways.neuron_intgrad import LARGEST_BATCH
 from pathlens.pathways.neuron_mct import target_logits
 
-_ROUNDS = 15
-_SECONDS = 20.0
+_ROUNDS = 11
+_SECONDS = 8.0
 """Time for the runs of one method: slow ones are run less often, but at least once."""
 
 
