@@ -39,21 +39,23 @@ class Network:
 
 
 _IMAGENET = ("--minimum-images", "1", "--others", "4")
-_FEW = (
-    *("--limit", str(EVALUATED), "--batch-size", "8", "--minimum-images", "1", "--others", "8"),
-    *("--steps", "10", "--sample", "8", "--layers", "12"),
-)
+_FEW = ("--batch-size", "8", "--minimum-images", "1", "--others", "8", "--steps", "10", "--sample", "8")
 
 NETWORKS = {
     network.name: network
     for network in (
         Network("cifar_resnet20", "networks:CifarResNet", ("--size", "32"), ("--limit", "512", "--steps", "20")),
-        Network("squeezenet1_1", "networks:SqueezeNet", ("--size", "224", *_IMAGENET), _FEW),
+        Network(
+            "squeezenet1_1",
+            "networks:SqueezeNet",
+            ("--size", "224", *_IMAGENET),
+            ("--limit", "64", "--layers", "12", *_FEW),
+        ),
         Network(
             "mobilenet_v2",
             "networks:MobileNetV2",
             ("--size", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", *_IMAGENET),
-            _FEW,
+            ("--limit", "32", "--layers", "6", *_FEW),
         ),
     )
 }
