@@ -54,7 +54,7 @@ def linearity_error(
     directions = torch.randn(points, dimensions, generator=generator, dtype=torch.float64)
     lengths = radius * torch.rand(points, 1, generator=generator, dtype=torch.float64) ** (1 / dimensions)
     moves = (directions / directions.norm(dim=1, keepdim=True) * lengths).to(images.device)
-    exact, start_images = classifier.to(dtype=torch.float64), images.double()
+    exact, start_images = classifier.in_float64, images.double()
     residual = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     change = torch.zeros_like(residual)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import safetensors.torch
@@ -86,6 +87,11 @@ class CapturedClassifier:
         """The weights by qualified name."""
         return dict(zip(self._weight_names, self._module.buffers(), strict=True))
 
+    @cached_property
+    def in_float64(self) -> "CapturedClassifier":
+        """The same classifier in double precision, made once."""
+        return self.to(dtype=torch.float64)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of program and weights in hexadecimal: equal for equal classifiers on any machine."""
@@ -137,8 +143,13 @@ class CapturedClassifier:
         return at_least_float32(logits)
 
     def record(self, images: Tensor) -> Recording:
-        """Classify and keep every value, to run the network behind single taps again."""
+        """Classify and keep every value, to run the network behind single taps again.
+
+        Raises:
+            ValueError: If `images` has another shape, or inference mode is on.
+        """
         self._check(images)
+        _check_mode()
         return Recording(self._module, images.to(self.dtype))
 
     def trace(self, images: Tensor, pathway: TapEditor | None = None) -> Trace:
@@ -147,7 +158,11 @@ class CapturedClassifier:
         Args:
             images: float32 [B, C, H, W].
             pathway: Edits the taps first; what is recorded is what it returned.
+
+        Raises:
+            ValueError: If `images` has another shape, or inference mode is on.
         """
+        _check_mode()
         activations: list[Tensor] = []
 
         def record(index: int, activation: Tensor) -> Tensor:
@@ -167,3 +182,8 @@ class CapturedClassifier:
             raise ValueError(
                 f"images have shape {list(images.shape)}; expected [batch, {', '.join(map(str, self.input_shape))}]"
             )
+
+
+def _check_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be computed inside torch.inference_mode(); use torch.no_grad() instead")

@@ -26,7 +26,16 @@ class Recording:
         self._interpreter = fx.Interpreter(module, garbage_collect_values=False)
         with torch.no_grad():
             logits: Tensor = self._interpreter.run(images, None)
+            # Another size of the batch tells which tensors have the batch first: a number of tokens may equal it.
+            others = images[:1] if len(images) > 1 else images.repeat(2, 1, 1, 1)
+            sizes = _FirstSizes(module)
+            sizes.run(others, None)
         self._values: Mapping[fx.Node, Any] = self._interpreter.env
+        self._has_batch_first = {
+            node
+            for node, size in sizes.sizes.items()
+            if size == len(others) and self._values[node].shape[0] == len(images)
+        }
         self._images = next(node for node in module.graph.nodes if node.op == "placeholder")
         self._vary = _behind(self._images)
         self._taps = [node for node in module.graph.nodes if node.target is edit_tap]
@@ -63,7 +72,7 @@ class Recording:
             recorded = self._values[node]
             if node is not self._images and node not in self._vary:
                 values[node] = recorded
-            elif isinstance(recorded, Tensor) and recorded.shape[:1] == self.logits.shape[:1]:
+            elif node in self._has_batch_first:
                 values[node] = recorded[rows]
             else:
                 # Batch sizes, and tensors whose first dimension is not the batch, follow from their own inputs.
@@ -75,6 +84,20 @@ class Recording:
         # collector runs: gigabytes, because tensors are few objects and large.
         value = partial(self._value, values=values, rows=rows)
         return node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
+
+
+class _FirstSizes(fx.Interpreter):
+    """Runs a module and notes the first dimension of every tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.sizes: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.ndim:
+            self.sizes[n] = len(result)
+        return result
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -45,10 +45,10 @@ def select_by_confidence(
         def suffices(counts: Tensor) -> Tensor:
             return _probability(classifier(images, keep(counts)), target) >= needed
 
-        whole = torch.full_like(contributing, scores.shape[1])
-        most = torch.where(suffices(contributing), contributing, whole)
-        # Neither end is tried again: `fewest` neurons are known, or assumed below zero, not to suffice.
-        fewest = torch.where(most == whole, whole - 1, -torch.ones_like(most))
+        found = suffices(contributing)
+        most = torch.where(found, contributing, scores.shape[1])
+        # So many neurons are known not to suffice; none are still to be tried. Without a search, both ends meet.
+        fewest = torch.where(found, -1, most - 1)
         while bool((most - fewest > 1).any()):
             middle = (most + fewest).div(2, rounding_mode="floor")
             enough = suffices(middle)

@@ -1,0 +1,139 @@
+"""Explaining leaves nothing behind, and may be done from several threads at once."""
+
+import gc
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils.hooks import RemovableHandle
+
+from pathlens.attribution.linearity import linearity_error
+from pathlens.attribution.pathway_gradient import pathway_gradient
+from pathlens.classifier.captured import CapturedClassifier
+from pathlens.errors import PathlensError
+from pathlens.explanation import ExplanationOptions, ExplanationRequest, ExplanationResult, Output, PathwaySource
+from pathlens.pathways.confidence_selection import select_by_confidence
+from pathlens.pathways.neuron_intgrad import neuron_intgrad
+from pathlens.pathways.neuron_mct import neuron_mct
+from small_networks import CLASSES, captured, images
+from tiny_bundle import pixels, tiny_explainer
+
+MEBIBYTE = 2**20
+T = TypeVar("T")
+
+OPTIONS = {
+    "transferred": ExplanationOptions(outputs=frozenset(Output), top_neurons=3),
+    "NeuronMCT": ExplanationOptions(source=PathwaySource.NEURON_MCT, outputs=frozenset(Output)),
+    "NeuronIntGrad": ExplanationOptions(source=PathwaySource.NEURON_INTGRAD, integration_steps=3),
+    "linearity": ExplanationOptions(outputs=frozenset({Output.PATHWAY}), linearity_radius=0.1),
+}
+each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def explain(options: ExplanationOptions, seed: int) -> ExplanationResult:
+    return tiny_explainer().explain([pixels(seed)], options)[0]
+
+
+def measures(classifier: CapturedClassifier, seed: int) -> list[Tensor]:
+    """Everything that the science computes of a batch."""
+    batch = images(3, seed)
+    target = torch.randint(CLASSES, (3,), generator=torch.Generator().manual_seed(seed))
+    marginal, integrated = neuron_mct(classifier, batch, target), neuron_intgrad(classifier, batch, target, 3)
+    sparse, sure = marginal.select(0.5), select_by_confidence(classifier, batch, target, marginal, 0.9)
+    gradient = pathway_gradient(classifier, batch, target, sparse)
+    error = linearity_error(classifier, batch, target, sparse, gradient, 0.1, points=2)
+    return [*marginal.signed, *integrated.signed, sparse.flat(), sure.flat(), gradient, error]
+
+
+def live() -> dict[type, int]:
+    """What would outlive an explanation that forgot to clear up."""
+    gc.collect()
+    kinds = (Tensor, RemovableHandle, GraphModule)
+    found = [type(item) for item in gc.get_objects() if issubclass(type(item), kinds)]
+    return {kind: sum(issubclass(item, kind) for item in found) for kind in kinds}
+
+
+def resident() -> int:
+    gc.collect()
+    return int(psutil.Process().memory_info().rss)
+
+
+class TestMany:
+    @each_option
+    def test_explanations_leave_no_tensor_no_hook_and_no_network(self, options: ExplanationOptions) -> None:
+        for seed in range(3):
+            explain(options, seed)
+        before = live()
+        for seed in range(10):
+            explain(options, seed)
+        assert live() == before
+
+    @pytest.mark.parametrize("name", ["residual", "transformer"])
+    def test_measures_leave_no_tensor_no_hook_and_no_network(self, name: str) -> None:
+        measures(captured(name), 0)
+        before = live()
+        for seed in range(5):
+            measures(captured(name), seed)
+        assert live() == before
+
+    def test_explanations_do_not_grow_the_resident_memory(self) -> None:
+        explainer, kinds = tiny_explainer(), [OPTIONS["transferred"], OPTIONS["NeuronMCT"], OPTIONS["NeuronIntGrad"]]
+        requests = [ExplanationRequest(pixels(seed), kinds[seed % len(kinds)]) for seed in range(10)]
+        for batch in range(100):
+            if batch == 20:
+                before = resident()
+            answers = explainer.answer(requests)
+            assert not any(isinstance(answer, PathlensError) for answer in answers)
+        # The answers alone, kept, would be twice as much.
+        assert resident() - before < 2 * MEBIBYTE
+
+    def test_linearity_checks_do_not_grow_the_memory(self) -> None:
+        classifier, batch, target = captured("residual"), images(1), torch.tensor([0])
+        pathway = neuron_mct(classifier, batch, target).select(0.5)
+        grown = []
+        tracemalloc.start()
+        try:
+            for _ in range(12):
+                linearity_error(classifier, batch, target, pathway, batch, 0.1, points=1)
+                gc.collect()
+                grown.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        assert grown[-1] - grown[1] < 10 * 1024
+
+
+class TestTwoThreads:
+    @pytest.mark.parametrize("name", ["residual", "transformer"])
+    def test_measure_at_the_same_time_what_one_measures(self, name: str) -> None:
+        alone = [measures(captured(name), seed) for seed in range(6)]
+        for got, expected in zip(together(lambda seed: measures(captured(name), seed), 6), alone, strict=True):
+            assert all(torch.allclose(a.float(), b.float(), atol=1e-6) for a, b in zip(got, expected, strict=True))
+
+    @each_option
+    def test_explain_at_the_same_time_what_one_explains(self, options: ExplanationOptions) -> None:
+        alone = [explain(options, seed) for seed in range(12)]
+        explainer = tiny_explainer()
+        for got, expected in zip(
+            together(lambda seed: explainer.explain([pixels(seed)], options)[0], 12), alone, strict=True
+        ):
+            assert got.predictions == expected.predictions
+            for one, other in zip(got.explanations, expected.explanations, strict=True):
+                assert one.linearity == other.linearity
+                assert one.overlay_png == other.overlay_png
+                assert (one.map is None) == (other.map is None)
+                if one.map is not None and other.map is not None:
+                    np.testing.assert_array_equal(one.map, other.map)
+                for a, b in zip(one.pathway, other.pathway, strict=True):
+                    np.testing.assert_array_equal(a.mask, b.mask)
+
+
+def together(work: Callable[[int], T], count: int) -> list[T]:
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(work, range(count)))
