@@ -39,7 +39,10 @@ class Network:
 
 
 _IMAGENET = ("--minimum-images", "1", "--others", "4")
-_FEW = ("--batch-size", "8", "--minimum-images", "1", "--others", "8", "--steps", "10", "--sample", "8")
+_FEW = (
+    *("--batch-size", "8", "--minimum-images", "1", "--others", "8"),
+    *("--steps", "10", "--sample", "8", "--layers", "6"),
+)
 
 NETWORKS = {
     network.name: network
@@ -49,13 +52,13 @@ NETWORKS = {
             "squeezenet1_1",
             "networks:SqueezeNet",
             ("--size", "224", *_IMAGENET),
-            ("--limit", "64", "--layers", "12", *_FEW),
+            ("--limit", "64", *_FEW),
         ),
         Network(
             "mobilenet_v2",
             "networks:MobileNetV2",
             ("--size", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", *_IMAGENET),
-            ("--limit", "32", "--layers", "6", *_FEW),
+            ("--limit", "32", *_FEW),
         ),
     )
 }
