@@ -9,23 +9,37 @@ from typing import TYPE_CHECKING, Any
 from pathlens.version import __version__
 
 if TYPE_CHECKING:
+    from pathlens.attribution.linearity import linearity_error
     from pathlens.attribution.pathway_gradient import pathway_gradient
     from pathlens.bundle.store import load_bundle
     from pathlens.classifier.capture import capture
     from pathlens.client.client import Client
+    from pathlens.pathways.confidence_selection import select_by_confidence
     from pathlens.pathways.neuron_intgrad import neuron_intgrad
     from pathlens.pathways.neuron_mct import neuron_mct
 
 _HOMES = {
     "Client": "pathlens.client.client",
     "capture": "pathlens.classifier.capture",
+    "linearity_error": "pathlens.attribution.linearity",
     "load_bundle": "pathlens.bundle.store",
     "neuron_intgrad": "pathlens.pathways.neuron_intgrad",
     "neuron_mct": "pathlens.pathways.neuron_mct",
     "pathway_gradient": "pathlens.attribution.pathway_gradient",
+    "select_by_confidence": "pathlens.pathways.confidence_selection",
 }
 
-__all__ = ["Client", "__version__", "capture", "load_bundle", "neuron_intgrad", "neuron_mct", "pathway_gradient"]
+__all__ = [
+    "Client",
+    "__version__",
+    "capture",
+    "linearity_error",
+    "load_bundle",
+    "neuron_intgrad",
+    "neuron_mct",
+    "pathway_gradient",
+    "select_by_confidence",
+]
 
 
 def __getattr__(name: str) -> Any:
