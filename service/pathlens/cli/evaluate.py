@@ -15,6 +15,7 @@ from pathlens.classifier.images import ImageSource
 from pathlens.cli.devices import Device
 from pathlens.cli.progress import with_progress
 from pathlens.cli.ranges import FloatRange
+from pathlens.errors import ImagesError
 from pathlens.evaluation.annotations import (
     Annotation,
     read_annotations,
@@ -207,7 +208,14 @@ def _annotations(
     source: ImageSource, images: Path, labels: Path | None, names: tuple[str, ...]
 ) -> Mapping[str, Annotation]:
     if labels is not None:
-        return read_annotations(labels, names)
+        known = read_annotations(labels, names)
+        files = {source.name(position) for position in range(len(source))}
+        if not files & known.keys():
+            raise ImagesError(
+                f"{labels} describes no image of {images}: it names {next(iter(known), 'nothing')!r}, and the images "
+                f"have names such as {source.name(0)!r}."
+            )
+        return known
     return read_folder_labels(source, names) if images.is_dir() else read_npz_labels(images, names) or {}
 
 

@@ -276,6 +276,10 @@ class Evaluation:
     def _randomisation(self, number: int, depth: int, layer: str) -> list[Observation]:
         batch, settings = self._batch(number), self.settings
         _, classifier = next(islice(randomise_from_top(self.classifier, settings.seed), depth, None))
+        with torch.no_grad():
+            if not bool(classifier(batch.images).isfinite().all()):
+                # Random weights may overflow; then there is no map to compare with.
+                return []
         methods = pathway_methods(settings.steps, settings.seed)
         pathways = {
             name: methods[name](classifier, batch.images, batch.target, settings.granularity).select(

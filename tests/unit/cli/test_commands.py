@@ -80,7 +80,7 @@ def nobody() -> Iterator[str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["explain", "fit", "models", "pack", "serve"])
+    @pytest.mark.parametrize("command", ["evaluate", "explain", "fit", "models", "pack", "roar", "serve"])
     def test_every_command_shows_an_example(self, command: str) -> None:
         result = run(command, "--help")
         assert result.exit_code == 0
@@ -92,7 +92,7 @@ class TestHelp:
         assert result.exit_code == 0
         for command in ("fit", "pack", "serve"):
             assert f"pathlens {command}" in result.output
-        for command in ("explain", "fit", "models", "pack", "serve"):
+        for command in ("evaluate", "explain", "fit", "models", "pack", "roar", "serve"):
             assert f"\n  {command} " in result.output
 
     @pytest.mark.parametrize("flag", ["-h", "--help"])
