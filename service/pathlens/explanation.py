@@ -77,7 +77,10 @@ MAX_TOP_NEURONS = 1000
 """Most neurons that one explanation lists."""
 
 MAX_INTEGRATION_STEPS = 100
-"""Most points of the integral of `PathwaySource.NEURON_INTGRAD`."""
+"""Most points of the integral of `PathwaySource.NEURON_INTGRAD`, for all targets of an image together."""
+
+LINEARITY_RADII = (1e-6, 1e6)
+"""Smallest and largest radius of the linearity check; beyond them it would measure the precision of the numbers."""
 
 DEFAULT_OUTPUTS = frozenset({Output.PATHWAY, Output.MAP, Output.FAITHFULNESS})
 

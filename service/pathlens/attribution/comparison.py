@@ -4,6 +4,8 @@ All take (classifier, images [B, C, H, W], target [B]) and return a map that is 
 preprocessed input, which is the mean image, is where gradient times input and integrated gradients start from.
 """
 
+import zlib
+
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, LayerGradCam, Saliency
 from torch import Tensor, nn
@@ -95,14 +97,17 @@ def random_map(images: Tensor, seed: int) -> Tensor:
     """Draw uniform noise, the control of a map that knows nothing.
 
     Args:
-        images: Give the number and the size.
+        images: float32 [B, C, H, W].
         seed: Same seed, same noise.
 
     Returns:
-        float32 [B, 1, H, W] in [0, 1), other noise for each image of the batch.
+        float32 [B, 1, H, W] in [0, 1). Every image has noise of its own, whatever batch it is in.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(len(images), 1, *images.shape[2:], generator=generator).to(images.device)
+    noise = []
+    for image in images.detach().cpu():
+        generator = torch.Generator().manual_seed(zlib.crc32(image.contiguous().numpy().tobytes(), seed))
+        noise.append(torch.rand(1, *image.shape[1:], generator=generator))
+    return torch.stack(noise).to(images.device)
 
 
 class _TapAsLayer(nn.Module):

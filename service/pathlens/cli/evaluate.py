@@ -29,7 +29,7 @@ from pathlens.evaluation.observation import Summary, summarise
 from pathlens.evaluation.pathway_methods import PATHWAY_METHODS
 from pathlens.evaluation.report.report import Report, write_report
 from pathlens.evaluation.report.vocabulary import METHODS
-from pathlens.explanation import Granularity
+from pathlens.explanation import LINEARITY_RADII, Granularity
 from pathlens.version import __version__
 
 _DEFAULTS = EvaluationSettings()
@@ -42,7 +42,7 @@ _WORK = "work"
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
-    help="CSV with columns file, label and boxes. Default: class folders, or the array 'labels' of an NPZ.",
+    help="CSV with columns file (images[3] in an NPZ), label and boxes. Default: class folders, or an NPZ's 'labels'.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the report.")
 @click.option("--limit", type=click.IntRange(1), default=256, show_default=True, help="Most images, drawn at random.")
@@ -83,7 +83,7 @@ _WORK = "work"
     type=click.IntRange(1),
     default=_DEFAULTS.sample,
     show_default=True,
-    help="Images for what is expensive: randomised layers and linearity.",
+    help="Images for what is expensive, in whole batches: randomised layers and linearity.",
 )
 @click.option(
     "--layers", type=click.IntRange(2), help="Look at so many randomised layers, evenly spread. Default: all."
@@ -91,7 +91,7 @@ _WORK = "work"
 @click.option(
     "--radius",
     "radii",
-    type=FloatRange(0, min_open=True),
+    type=FloatRange(*LINEARITY_RADII),
     multiple=True,
     default=_DEFAULTS.radii,
     show_default=True,
@@ -166,8 +166,9 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     classifier = fitted.classifier.to(device)
-    annotations = _annotations(source, images, labels, fitted.labels)
+    annotations = _annotations(source, images, labels, fitted.labels, console)
     loader = BatchLoader(classifier, fitted.preprocessing, source, annotations, limit, batch_size, seed)
+    evaluation = Evaluation(loader, fitted.labels, fitted.bank.to(classifier.device), settings, out / _WORK)
     facts = {
         "bundle": fitted.name,
         "bundle SHA-256": fitted.sha256,
@@ -176,17 +177,18 @@ def command(
         "neurons": f"{settings.granularity.value}s",
         "ablation": "zero",
         "steps of NeuronIntGrad": str(steps),
-        "sample": f"{min(settings.sample, len(loader.order))} images for randomised layers and linearity",
+        "sample": f"{min(evaluation.sample, len(loader.order))} images for randomised layers and linearity",
+        "left out": f"{len(source.skipped)} images that cannot be read",
         "seed": str(seed),
         "pathlens": __version__,
         "torch": torch.__version__,
         "command": shlex.join(["pathlens", *sys.argv[1:]]),
     }
-    evaluation = Evaluation(loader, fitted.labels, fitted.bank.to(classifier.device), settings, out / _WORK)
     depends_on = {
         **settings.to_json(),
         "bundle": fitted.sha256,
-        "images": loader.fingerprint(),
+        "images": loader.fingerprint,
+        "pathlens": __version__,
         "torch": torch.__version__,
         "device": classifier.device.type,
     }
@@ -205,7 +207,7 @@ def command(
 
 
 def _annotations(
-    source: ImageSource, images: Path, labels: Path | None, names: tuple[str, ...]
+    source: ImageSource, images: Path, labels: Path | None, names: tuple[str, ...], console: Console
 ) -> Mapping[str, Annotation]:
     if labels is not None:
         known = read_annotations(labels, names)
@@ -215,6 +217,8 @@ def _annotations(
                 f"{labels} describes no image of {images}: it names {next(iter(known), 'nothing')!r}, and the images "
                 f"have names such as {source.name(0)!r}."
             )
+        if strangers := known.keys() - files:
+            console.print(f"{len(strangers)} lines of {labels} name no image, such as {min(strangers)!r}", markup=False)
         return known
     return read_folder_labels(source, names) if images.is_dir() else read_npz_labels(images, names) or {}
 

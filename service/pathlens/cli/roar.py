@@ -74,7 +74,7 @@ class _Fractions(click.ParamType[tuple[float, ...]]):
     help="Retrainings for each map and fraction.",
 )
 @click.option("--epochs", type=click.IntRange(1), default=_DEFAULTS.epochs, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=_DEFAULTS.batch_size, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), default=_DEFAULTS.batch_size, show_default=True)
 @click.option(
     "--learning-rate",
     type=FloatRange(0, 1, min_open=True),

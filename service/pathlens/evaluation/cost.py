@@ -1,12 +1,12 @@
 """What explanations cost, in forward passes of the classifier: medians of interleaved runs in one process."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from pathlens.attribution.pathway_gradient import pathway_gradient
 from pathlens.classifier.captured import CapturedClassifier
@@ -16,6 +16,9 @@ from pathlens.evaluation.pathway_methods import PathwayMethod
 from pathlens.explanation import Granularity
 from pathlens.pathways.neuron_intgrad import LARGEST_BATCH
 from pathlens.pathways.neuron_mct import target_logits
+
+_WITH_MAP = ("neuron_mct",)
+"""Pathway methods that are also timed with the map, which adds the same to all of them."""
 
 _ROUNDS = 11
 _SECONDS = 8.0
@@ -69,10 +72,11 @@ def observe_cost(classifier: CapturedClassifier, images: Tensor, settings: CostS
             selected = find(classifier, images, target, settings.granularity).select(settings.sparsity)
             pathway_gradient(classifier, images, target, selected)
 
-        for detail, work in (("pathway", pathway), ("pathway + map", pathway_and_map)):
-            observations.append(
-                Observation("cost", _in_forwards(work, forward), name, settings.sparsity, detail=detail)
-            )
+        works = {"pathway": pathway} | ({"pathway + map": pathway_and_map} if name in _WITH_MAP else {})
+        observations += [
+            Observation("cost", _in_forwards(work, forward), name, settings.sparsity, detail=detail)
+            for detail, work in works.items()
+        ]
         if name == "neuron_intgrad":
             floor = _tails_in_forwards(classifier, images, target, settings.steps, forward)
             observations.append(Observation("floor", floor, name, settings.sparsity, detail="pathway"))
@@ -94,21 +98,23 @@ def observe_cost(classifier: CapturedClassifier, images: Tensor, settings: CostS
 
 
 def _in_forwards(work: Callable[[], None], forward: Callable[[], None]) -> float:
-    work()
     forward()
-    spent: list[float] = []
-    forwards: list[float] = []
-    while len(spent) < _ROUNDS and (not spent or sum(spent) + spent[-1] < _SECONDS):
+    spent = [_seconds(work)]
+    forwards = [_seconds(forward)]
+    while len(spent) <= _ROUNDS and sum(spent) + spent[-1] < _SECONDS:
         forwards.append(_seconds(forward))
         spent.append(_seconds(work))
         forwards.append(_seconds(forward))
-    return median(spent) / median(forwards)
+    # The first run warms up, and counts only where it is so long that no second one is made.
+    return median(spent[1:] or spent) / median(forwards[1:] or forwards)
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    # The timer waits for the GPU, where there is one. It would use one thread unless told otherwise.
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return timer.timeit(1).mean
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def _tails_in_forwards(

@@ -113,6 +113,11 @@ class Evaluation:
     _cache: dict[int, Batch] = field(default_factory=dict)
 
     @property
+    def sample(self) -> int:
+        """Number of images for the expensive measures: whole batches."""
+        return len(self._sample_batches()) * self.settings.batch_size
+
+    @property
     def classifier(self) -> CapturedClassifier:
         """What is explained."""
         return self.loader.classifier
@@ -133,7 +138,7 @@ class Evaluation:
             yield Task(f"linearity {number}", "Linearity", partial(self._linearity, number))
         for depth, layer in self._layers():
             for number in self._sample_batches():
-                work = partial(self._randomisation, number, depth, f"{depth + 1:02d} {layer}")
+                work = partial(self._randomisation, number, depth, f"{depth + 1:03d} {layer}")
                 yield Task(f"randomisation {depth} {number}", "Randomised layers", work)
         yield Task("cost", "Cost", self._cost)
 
@@ -277,9 +282,11 @@ class Evaluation:
         batch, settings = self._batch(number), self.settings
         _, classifier = next(islice(randomise_from_top(self.classifier, settings.seed), depth, None))
         with torch.no_grad():
-            if not bool(classifier(batch.images).isfinite().all()):
-                # Random weights may overflow; then there is no map to compare with.
-                return []
+            rows = classifier(batch.images).isfinite().all(1).nonzero()[:, 0]
+        if not len(rows):
+            return []
+        # Random weights may overflow for an image; then there is no map to compare with.
+        batch = Batch(self.classifier, tuple(batch.subjects[row] for row in rows.tolist()), batch.images[rows])
         methods = pathway_methods(settings.steps, settings.seed)
         pathways = {
             name: methods[name](classifier, batch.images, batch.target, settings.granularity).select(
@@ -297,7 +304,7 @@ class Evaluation:
         }
         return observe_randomisation(
             batch,
-            {name: self._sample_maps[number][name] for name in randomised},
+            {name: self._sample_maps[number][name][rows] for name in randomised},
             {name: with_signs(values) for name, values in randomised.items()},
             layer,
         )

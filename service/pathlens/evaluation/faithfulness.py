@@ -1,5 +1,6 @@
 """Faithfulness: what the pathway of an image does to this image, and to an image of another class."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pathlens.classifier.taps import Tap
+from pathlens.errors import EvaluationError
 from pathlens.evaluation.batch import Batch
 from pathlens.evaluation.observation import Observation
 from pathlens.explanation import Granularity
@@ -55,7 +57,7 @@ def observe_faithfulness(batch: Batch, instances: InstancePathways, dead: Tensor
         for measure, values in measured.items():
             for subject, value in zip(batch.positions, values.double().tolist(), strict=True):
                 # An image without a partner of another class has no value there.
-                if value == value:
+                if not math.isnan(value):
                     observations.append(
                         Observation(measure, value, instances.method, instances.sparsity, is_control, subject=subject)
                     )
@@ -131,7 +133,10 @@ def _partners(target: Tensor) -> Tensor:
 
 def _probabilities(batch: Batch, images: Tensor, pathway: Pathway) -> Tensor:
     with torch.no_grad():
-        return batch.classifier(images, pathway).softmax(1)
+        probabilities = batch.classifier(images, pathway).softmax(1)
+    if not bool(probabilities.isfinite().all()):
+        raise EvaluationError(f"A pathway network's output is not finite for an image of {batch.positions}.")
+    return probabilities
 
 
 def _of_target(probabilities: Tensor, target: Tensor) -> Tensor:

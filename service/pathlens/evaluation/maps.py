@@ -11,7 +11,14 @@ from pathlens.attribution.reduction import reduce_channels
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.evaluation.batch import Batch
-from pathlens.evaluation.degradation import FRACTIONS, Order, area, degradation_curves, pixel_relevance
+from pathlens.evaluation.degradation import (
+    FRACTIONS,
+    Order,
+    area,
+    area_between,
+    degradation_curves,
+    pixel_relevance,
+)
 from pathlens.evaluation.localisation import is_hard, localise, without_map
 from pathlens.evaluation.observation import Observation
 from pathlens.evaluation.randomisation import similarity
@@ -33,7 +40,7 @@ def observe_degradation(batch: Batch, maps: Mapping[str, Tensor], seed: int) -> 
     observations = []
     for method, attribution in maps.items():
         relevance = pixel_relevance(attribution)
-        areas = {}
+        curves_of = {}
         for order in Order:
             curves = degradation_curves(batch.classifier, batch.images, batch.target, relevance, order, seed=seed)
             for position, curve in zip(batch.positions, curves.tolist(), strict=True):
@@ -41,9 +48,9 @@ def observe_degradation(batch: Batch, maps: Mapping[str, Tensor], seed: int) -> 
                     observations.append(
                         Observation(order.value, value, method, detail=f"{fraction:.2f}", subject=position)
                     )
-            areas[order] = area(curves)
-            observations += _each(batch, f"{order.value} area", areas[order], method)
-        between = areas[Order.LEAST_RELEVANT_FIRST] - areas[Order.MOST_RELEVANT_FIRST]
+            curves_of[order] = curves
+            observations += _each(batch, f"{order.value} area", area(curves), method)
+        between = area_between(curves_of[Order.LEAST_RELEVANT_FIRST], curves_of[Order.MOST_RELEVANT_FIRST])
         observations += _each(batch, "area between", between, method)
     return observations
 

@@ -71,7 +71,7 @@ class PathwayStore:
                     parts.append(torch.from_numpy(file[method]))
             except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise EvaluationError(
-                    f"{self._path(batch)} is gone or damaged; remove {self.folder.parent} to start anew."
+                    f"{self._path(batch)} is gone or damaged; remove {self.folder} to start anew."
                 ) from error
         return torch.cat(parts)
 

@@ -1,6 +1,5 @@
 """What a request may ask of a fitted classifier; each violation is an error with a reason and a remedy."""
 
-import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from pathlens.errors import FailedPreconditionError, InvalidRequestError
 from pathlens.explanation import (
+    LINEARITY_RADII,
     MAX_INTEGRATION_STEPS,
     MAX_TARGETS,
     MAX_TOP_NEURONS,
@@ -77,8 +77,25 @@ def check_options(
             f"must be from 1 to {MAX_INTEGRATION_STEPS}",
             limit=MAX_INTEGRATION_STEPS,
         )
-    if options.linearity_radius is not None and not 0 < options.linearity_radius < math.inf:
-        raise invalid_option("linearity_radius", options.linearity_radius, "must be finite and above 0")
+    least, most = LINEARITY_RADII
+    if options.linearity_radius is not None and not least <= options.linearity_radius <= most:
+        raise invalid_option("linearity_radius", options.linearity_radius, f"must be from {least:g} to {most:g}")
+
+
+def check_integration(steps: int, targets: int) -> None:
+    """Check that the integrals of one image cost no more than a request may.
+
+    Raises:
+        InvalidRequestError: If there are too many steps for so many targets.
+    """
+    if steps * targets > MAX_INTEGRATION_STEPS:
+        raise invalid_option(
+            "integration_steps",
+            steps,
+            f"is too many for {targets} targets; ask for at most {MAX_INTEGRATION_STEPS} steps over all targets",
+            limit=MAX_INTEGRATION_STEPS,
+            targets=targets,
+        )
 
 
 def check_prediction_count(count: int) -> None:

@@ -23,6 +23,7 @@ from pathlens.description import ClassPathway, ModelDescription, TapDescription
 from pathlens.errors import InternalError, NotFoundError, PathlensError
 from pathlens.explainer.checks import (
     check_finite,
+    check_integration,
     check_options,
     check_overlay,
     check_prediction_count,
@@ -110,6 +111,19 @@ class Explainer:
         """Answer every request: with a result, or with the error that concerns this request alone."""
         clock = StageClock(self.classifier.device)
         items = [Item(request) for request in requests]
+        self._answer([item for item in items if not item.is_integrated], clock)
+        # What takes many passes comes last, one by one: it must not use up the time of the others.
+        for item in items:
+            if item.is_integrated:
+                self._answer([item], clock)
+        seconds = clock.stop()
+        for item in items:
+            if item.result is not None:
+                item.result.stage_seconds.update(seconds)
+        return [item.result or item.error or InternalError("No result was computed.") for item in items]
+
+    def _answer(self, items: Sequence[Item], clock: StageClock) -> None:
+        """Take items through all stages together; each then has a result or an error."""
         clock.switch("decode")
         for item in items:
             if not item.expire():
@@ -129,11 +143,6 @@ class Explainer:
             if not item.expire():
                 with errors_of(item):
                     item.result = self._build_result(item)
-        seconds = clock.stop()
-        for item in items:
-            if item.result is not None:
-                item.result.stage_seconds.update(seconds)
-        return [item.result or item.error or InternalError("No result was computed.") for item in items]
 
     def class_pathway(self, selector: int | str) -> ClassPathway:
         """Return the stored pathway of a class, by index or label.
@@ -223,18 +232,21 @@ class Explainer:
         return [Row(item, target, self.bank.transfer([target])) for target in classes]
 
     def _integrate(self, item: Item, classes: Sequence[int]) -> list[Row]:
-        images = torch.stack([item.tensor] * len(classes)).to(self.classifier.device)
-        contributions = neuron_intgrad(
-            self.classifier,
-            images,
-            torch.tensor(classes, device=images.device),
-            item.options.integration_steps,
-            item.options.granularity or self.bank.granularity,
-            before_pass=item.check_time,
-        )
-        return [
-            Row(item, target, self._pathway(item, contributions[row : row + 1])) for row, target in enumerate(classes)
-        ]
+        check_integration(item.options.integration_steps, len(classes))
+        image = item.tensor[None].to(self.classifier.device)
+        rows = []
+        for target in classes:
+            contributions = neuron_intgrad(
+                self.classifier,
+                image,
+                torch.tensor([target], device=image.device),
+                item.options.integration_steps,
+                item.options.granularity or self.bank.granularity,
+                largest_batch=LARGEST_RUN,
+                before_pass=item.check_time,
+            )
+            rows.append(Row(item, target, self._pathway(item, contributions)))
+        return rows
 
     def _select(self, items: Sequence[Item], targets: Sequence[Sequence[int]], trace: Trace) -> None:
         ranks = max(map(len, targets))

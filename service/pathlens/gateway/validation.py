@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from pathlens.errors import InvalidRequestError, NotFoundError
-from pathlens.explanation import MAX_INTEGRATION_STEPS, MAX_TARGETS, MAX_TOP_NEURONS, Output
+from pathlens.explanation import LINEARITY_RADII, MAX_INTEGRATION_STEPS, MAX_TARGETS, MAX_TOP_NEURONS, Output
 from pathlens.gateway.quoting import shortened
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
@@ -139,10 +139,14 @@ def check_options(options: messages.ExplanationOptions, model: messages.Model) -
             f"Sparsity {options.sparsity} is not a fraction of neurons to remove: choose one in [0, 1).",
             options.sparsity,
         )
-    if options.HasField("linearity_radius") and not 0.0 < options.linearity_radius < math.inf:
+    if (
+        options.HasField("linearity_radius")
+        and not LINEARITY_RADII[0] <= options.linearity_radius <= LINEARITY_RADII[1]
+    ):
         raise _option_error(
             "options.linearity_radius",
-            f"Linearity radius {options.linearity_radius} is not the radius of a ball: choose a finite one above 0.",
+            f"Linearity radius {options.linearity_radius} is out of range: choose one from {LINEARITY_RADII[0]:g} to "
+            f"{LINEARITY_RADII[1]:g}.",
             options.linearity_radius,
         )
     _check_class_indices(options.targets.class_indices, model, "options.targets.class_indices")

@@ -101,7 +101,7 @@ def test_every_image_is_measured_once_under_each_condition(observations: list[Ob
 
 def test_the_cascade_covers_every_layer_on_the_sample_alone(observations: list[Observation]) -> None:
     layers = {each.detail for each in observations if each.measure == "spearman"}
-    assert layers == {"01 last", "02 hidden", "03 second", "04 first"}
+    assert layers == {"001 last", "002 hidden", "003 second", "004 first"}
     assert len({each.subject for each in observations if each.measure == "ssim"}) == SETTINGS.sample
 
 

@@ -390,7 +390,13 @@ class TestGlance:
 
     def test_a_class_pathway_that_forces_carries_its_class(self) -> None:
         assert self.answers(self.forcing(1.0)) == ["Yes."]
-        assert self.answers(self.forcing(0.05)) == ["No."]
+
+    @pytest.mark.parametrize(("agreement", "answer"), [(0.95, "No."), (0.05, "In part.")])
+    def test_a_class_pathway_that_forces_nothing_explains_only_if_it_keeps_its_class(
+        self, agreement: float, answer: str
+    ) -> None:
+        kept = Summary("class agreement", "neuron_mct", 0.8, False, "", agreement, None, 10)
+        assert self.answers(self.forcing(0.05), kept) == [answer]
 
     def test_looks_at_the_end_of_the_cascade(self) -> None:
         steps = [

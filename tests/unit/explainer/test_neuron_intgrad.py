@@ -71,6 +71,34 @@ def test_work_on_it_ends_between_two_passes_once_the_deadline_is_over(monkeypatc
     assert next(times) < 10
 
 
+def test_more_steps_over_all_targets_than_a_request_may_cost_are_refused() -> None:
+    targets = Targets(class_indices=(0, 1, 2))
+    with pytest.raises(InvalidRequestError, match="34; it is too many for 3 targets; ask for at most 100 steps"):
+        tiny_explainer().explain([tensor()], integrated(targets=targets, integration_steps=34))
+    tiny_explainer().explain([tensor()], integrated(targets=targets, integration_steps=33))
+
+
+def test_what_takes_many_passes_does_not_use_up_the_time_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    explainer = tiny_explainer()
+    integrate = explainer._integrate
+
+    def slow(*arguments: Any) -> Any:
+        now[0] = 10.0
+        return integrate(*arguments)
+
+    monkeypatch.setattr(explainer, "_integrate", slow)
+    answers = explainer.answer(
+        [
+            ExplanationRequest(tensor(), integrated(), deadline=5.0),
+            ExplanationRequest(tensor(1), ExplanationOptions(source=PathwaySource.NEURON_MCT), deadline=5.0),
+        ]
+    )
+    assert isinstance(answers[0], DeadlineExceededError)
+    assert isinstance(answers[1], ExplanationResult)
+
+
 @pytest.mark.parametrize("steps", [0, -1, MAX_INTEGRATION_STEPS + 1])
 def test_steps_out_of_range_are_refused(steps: int) -> None:
     with pytest.raises(InvalidRequestError, match=f"integration_steps is {steps}; it must be from 1 to 100"):

@@ -60,11 +60,15 @@ def cards(summaries: Sequence[Summary]) -> list[Card]:
     dependent = [_verdict(last, None, _rating(last.mean, 0.3, 0.5)) for last in _after_the_cascade(summaries)]
     forced = {
         name: [
-            _verdict(own, control, _rating(own.mean, 0.1, 0.5)) for own, control in _beside_controls(summaries, name)
+            _verdict(own, control, _unforced(own, kept.get(own.method)))
+            for own, control in _beside_controls(summaries, name)
         ]
-        for name in ("instance forcing", "forcing")
+        for name, kept in (
+            (name, {own.method: own.mean for own, _ in _beside_controls(summaries, agreement)})
+            for name, agreement in (("instance forcing", "agreement"), ("forcing", "class agreement"))
+        )
     }
-    few_forced = "no: at most 10 %; yes: 50 % and more"
+    few_forced = "no: at most 10 % where 90 % and more keep their own class; yes: 50 % and more"
     questions = [
         (
             "Are the pathways faithful?",
@@ -100,6 +104,12 @@ def cards(summaries: Sequence[Summary]) -> list[Card]:
         for question, words, figure, rule, verdicts in questions
         if verdicts
     ]
+
+
+def _unforced(forcing: Summary, agreement: float | None) -> str:
+    """Rate forcing: a pathway that destroys the network forces nothing, and is no explanation for that."""
+    rating = _rating(forcing.mean, 0.1, 0.5)
+    return "fair" if rating == "good" and (agreement is None or agreement < 0.9) else rating
 
 
 def _beside_controls(summaries: Sequence[Summary], name: str) -> list[tuple[Summary, float | None]]:

@@ -370,10 +370,12 @@ class ExplanationOptions(_message.Message):
     prediction_count: _builtins.int
     """How many of the most probable classes to report. Zero means five."""
     integration_steps: _builtins.int
-    """Points of the integral of PATHWAY_SOURCE_NEURON_INTGRAD, at most 100; its cost grows with them. Zero means 20."""
+    """Points of the integral of PATHWAY_SOURCE_NEURON_INTGRAD; its cost grows with them. At most 100 for all targets of
+    an image together. Zero means 20.
+    """
     linearity_radius: _builtins.float
-    """Radius of the L2 ball around the preprocessed input in which the linearity of the pathway network is checked, above
-    0. Absent means no check, which costs 17 forward passes in double precision.
+    """Radius of the L2 ball around the preprocessed input in which the linearity of the pathway network is checked, from
+    1e-6 to 1e6. Absent means no check. The check costs 17 forward passes in double precision.
     """
     @_builtins.property
     def targets(self) -> Global___Targets:
