@@ -93,17 +93,17 @@ class TestByHand:
 
     def test_the_whole_network_is_kept_where_the_contributors_are_not_enough(self) -> None:
         class Saturated(nn.Module):
-            """The first neuron has no slope where it is, and so no marginal contribution, but is missed at zero."""
+            """The first neuron has no slope where it is, but is missed at zero; the third is never read."""
 
             def forward(self, x: Tensor) -> Tensor:
-                hidden = (x.flatten(1)[:, :2] * 5).relu()
+                hidden = (x.flatten(1)[:, :3] * 5).relu()
                 logit = hidden[:, 0].clamp(max=4) + hidden[:, 1] / 5
                 return torch.stack([logit, 0 * logit], 1)
 
         classifier = capture(Saturated(), torch.ones(2, 3, 2, 2))
         batch = torch.ones(1, 3, 2, 2), torch.tensor([0])
         scores = neuron_mct(classifier, *batch)
-        assert (scores.flat_scores() > 0).tolist() == [[False, True]]
+        assert (scores.flat_scores() > 0).tolist() == [[False, True, False]]
         assert select_by_confidence(classifier, *batch, scores, 0.99).sparsity.tolist() == [0]
         # What one contributor keeps is enough for a smaller share.
         assert select_by_confidence(classifier, *batch, scores, 0.7).kept.tolist() == [1]
