@@ -48,8 +48,8 @@ def neuron_intgrad(
 ) -> Contributions:
     """Compute a ⊙ ∫₀¹ ∂f_t(α·a)/∂a dα for every tap, scaling that tap alone.
 
-    Cost: one forward pass (and one of at most two images), and for each tap `steps` forward and backward passes of the network behind it; what lies
-    before the tap is computed once.
+    Cost: one forward pass, one more of at most two images, and for each tap `steps` forward and backward passes of the
+    network behind it; what lies before the tap is computed once.
 
     Args:
         classifier: The captured classifier f.
