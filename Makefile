@@ -42,7 +42,7 @@ protos: $(VENV)/.dev ## Generate the stubs of protos/ into service/pathlens/wire
 	$(BIN)/python protos/generate_stubs.py
 
 figures: $(VENV)/.dev ## Measure the explanations of the fixture networks and write docs/figures.md; takes an hour.
-	$(BIN)/python tests/benchmarks/science_figures.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/science_figures.py
 	$(BIN)/python tests/benchmarks/figure_tables.py > build/figures/figures.md
 	cp build/figures/figures.md docs/figures.md
 

@@ -207,7 +207,7 @@ def map_tables(figures: Figures) -> list[str]:
     ]
     floor = figures.mean("floor", "neuron_intgrad", map_sparsity, "pathway")
     parts += [
-        "**Cost in forward passes**, batch 8\n",
+        "**Cost in forward passes**, batch 8, one thread\n",
         table(["", "what", "forwards"], costs),
         f"The bare passes of NeuronIntGrad's tails add up to {floor or 0:.1f} forwards.\n",
     ]
