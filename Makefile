@@ -6,7 +6,7 @@ GOOGLE_PROTOS := build/googleapis/google/rpc
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo serve test lint format protos figures install clean
+.PHONY: help demo serve test lint format protos figures cifar frontier install clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -45,6 +45,12 @@ figures: $(VENV)/.dev ## Measure the explanations of the fixture networks and wr
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/science_figures.py
 	$(BIN)/python tests/benchmarks/figure_tables.py > build/figures/figures.md
 	cp build/figures/figures.md docs/figures.md
+
+cifar: $(VENV)/.dev ## Fit GEN-CNP to the fixtures' ResNet-20 on CIFAR-10 and measure it; takes about half an hour.
+	$(BIN)/python tests/benchmarks/two_sided_frontier.py unit-mean
+
+frontier: $(VENV)/.dev ## The same for both granularities and all ablations, with the plot; takes hours.
+	$(BIN)/python tests/benchmarks/two_sided_frontier.py
 
 install: $(VENV)/.dev ## Make the virtual environment with everything that development needs.
 

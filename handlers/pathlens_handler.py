@@ -145,12 +145,13 @@ def _decode_call(
             reply = worker_pb2.WorkerReply(status=OK, get_model=model)
             return lambda _: reply
         if kind == "get_class_pathway":
-            which = call.get_class_pathway.WhichOneof("class")
+            wanted = call.get_class_pathway
+            which = wanted.WhichOneof("class")
             if which is None:
                 raise InvalidRequestError(
                     "Name a class by class_index or label.", reason="CLASS_MISSING", field="class"
                 )
-            stored = explainer.class_pathway(getattr(call.get_class_pathway, which))
+            stored = explainer.class_pathway(getattr(wanted, which), wanted.include_frequencies)
             reply = worker_pb2.WorkerReply(status=OK, get_class_pathway=class_pathway_response(stored))
             return lambda _: reply
         request = request_from_predict(call.predict) if kind == "predict" else request_from_explain(call.explain)
@@ -185,6 +186,8 @@ def _fitted(replies: Sequence[worker_pb2.WorkerReply], max_bytes: int) -> list[w
         size = reply.ByteSize()
         if max_bytes and size > room:
             remedy = "ask for fewer outputs, targets or images at once"
+            if reply.HasField("get_class_pathway"):
+                remedy = "ask for the class pathway without frequencies"
             kept.append(worker_pb2.WorkerReply(status=status_from_error(response_too_large(size, max_bytes, remedy))))
         else:
             kept.append(reply)

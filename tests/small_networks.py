@@ -268,3 +268,11 @@ def seeded(make: Callable[[], nn.Module], seed: int = 11) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make().eval()
+
+
+def clear_images(count: int, seed: int = 0) -> Tensor:
+    """Images that the network "decisive" is sure of: what drives the neurons of each class in turn, and some noise."""
+    drives = original("decisive").get_parameter("hidden.weight").detach().view(CLASSES, 4, -1).sum(1)
+    drives = 5 * drives / drives.norm(dim=1, keepdim=True)
+    chosen: Tensor = drives[torch.arange(count) % CLASSES]
+    return chosen.view(count, 3, SIDE, SIDE) + images(count, seed)

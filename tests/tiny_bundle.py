@@ -1,4 +1,4 @@
-"""A tiny convolutional classifier with a bank of class pathways, and pictures to send to it."""
+"""A tiny convolutional classifier with a bank of class pathways and a generator, and pictures to send to it."""
 
 from functools import cache
 from io import BytesIO
@@ -15,16 +15,21 @@ from pathlens.bundle.store import Bundle
 from pathlens.classifier.capture import capture
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
-from pathlens.description import ClassPathwayStatistics, TransferFigures
+from pathlens.description import ClassPathwaySelection, ClassPathwayStatistics, MaskFigures, TransferFigures
 from pathlens.explainer import Explainer
-from pathlens.explanation import Granularity, PathwaySource, ServedModel
+from pathlens.explanation import Ablation, Granularity, PathwaySource, ServedModel
+from pathlens.generator.generator import PathwayGenerator
 from pathlens.pathways.bank import ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import neuron_mct
+from pathlens.pathways.pathway import ZERO
+from pathlens.pathways.replacement import Replacement
 
 LABELS = ("ant", "bee", "cow", "cow", "eel")
 """Two classes share a label, as ImageNet's cranes do."""
 WITHOUT_PATHWAY = 4
 """The class that the bank lacks."""
+TWO_SIDED = 2
+"""The class whose stored mask is not the one by frequency."""
 INPUT_SHAPE = (3, 8, 8)
 PREPROCESSING = Preprocessing(8, 8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), resize_shorter_side=9)
 INSTANCE_SPARSITY = 0.5
@@ -60,22 +65,39 @@ def tiny_classifier(seed: int = 0) -> CapturedClassifier:
 
 
 @cache
-def tiny_bundle(granularity: Granularity = Granularity.CHANNEL, seed: int = 0) -> Bundle:
+def tiny_bundle(
+    granularity: Granularity = Granularity.CHANNEL, seed: int = 0, ablation: Ablation = Ablation.ZERO
+) -> Bundle:
     """Make a bundle whose bank holds pathways of every class but `WITHOUT_PATHWAY`; made once, not to be changed."""
     classifier = tiny_classifier(seed)
     images = torch.randn(24, *INPUT_SHAPE, generator=torch.Generator().manual_seed(2))
     classes = torch.arange(24) % WITHOUT_PATHWAY
     pathways = neuron_mct(classifier, images, classes, granularity).select(INSTANCE_SPARSITY)
     counts = count_pathways([(classes, pathways)])
-    statistics = {
+    masks = {TWO_SIDED: ~pathways.flat()[TWO_SIDED]}
+    bank = ClassPathwayBank(
+        classifier.taps, granularity, 0.5, counts, None, masks, _replacement(classifier, ablation), {WITHOUT_PATHWAY: 3}
+    )
+    bank.statistics = {
         label: ClassPathwayStatistics(
             image_count=total.images,
             threshold=0.5,
             source=PathwaySource.NEURON_MCT,
+            selection=ClassPathwaySelection.TWO_SIDED if label == TWO_SIDED else ClassPathwaySelection.FREQUENCY,
             mean_instance_sparsity=total.sparsity_sum / total.images,
             mean_instance_iou=None if label == 1 else 0.25 + label / 8,
-            figures=TransferFigures(2, 3, 0.5, 0.25, 0.125, 0.75, 0.5, 0.25),
-            random_control=TransferFigures(0, label),
+            within_class_iou=None if label == 1 else 0.5,
+            cross_class_iou=None if label == 1 else label / 8,
+            stored=MaskFigures(
+                float(bank.transfer([label]).sparsity[0]),
+                TransferFigures(2, 3, 0.5, 0.25, 0.125, 0.75, 0.5, 0.25),
+                TransferFigures(0, label),
+            ),
+            by_frequency=MaskFigures(
+                float(bank.by_frequency(label).sparsity[0]),
+                TransferFigures(2, 3, 0.75),
+                TransferFigures(2, 3, leak=0.5),
+            ),
         )
         for label, total in counts.items()
     }
@@ -84,22 +106,58 @@ def tiny_bundle(granularity: Granularity = Granularity.CHANNEL, seed: int = 0) -
         classifier=classifier,
         preprocessing=PREPROCESSING,
         labels=LABELS,
-        bank=ClassPathwayBank(classifier.taps, granularity, 0.5, counts, statistics),
+        bank=bank,
         source=PathwaySource.NEURON_MCT,
         instance_sparsity=INSTANCE_SPARSITY,
         minimum_images=5,
         fit=FitPart(
-            images=24, held_out_images=5, skipped_images=0, seed=2, pathlens_version="0.0.0", torch_version="2.13.0"
+            images=24,
+            held_out_images=5,
+            skipped_images=0,
+            seed=2,
+            pathlens_version="0.0.0",
+            torch_version="2.13.0",
+            settings={"threshold": 0.5, "source": "neuron_mct", "epochs": None, "layers": [1, 2]},
         ),
+        generator=_generator(classifier, granularity),
     )
 
 
-def tiny_explainer(granularity: Granularity = Granularity.CHANNEL) -> Explainer:
+def tiny_explainer(granularity: Granularity = Granularity.CHANNEL, ablation: Ablation = Ablation.ZERO) -> Explainer:
     """Make a new explainer of the tiny bundle."""
-    bundle = tiny_bundle(granularity)
+    bundle = tiny_bundle(granularity, ablation=ablation)
     return Explainer(
-        bundle.classifier, bundle.preprocessing, bundle.labels, bundle.bank, bundle.instance_sparsity, SERVED
+        bundle.classifier,
+        bundle.preprocessing,
+        bundle.labels,
+        bundle.bank,
+        bundle.instance_sparsity,
+        SERVED,
+        generator=bundle.generator,
     )
+
+
+def _replacement(classifier: CapturedClassifier, ablation: Ablation) -> Replacement:
+    """Make values of every tap's channels: none, the same for all classes, or some for each class."""
+    if ablation is Ablation.ZERO:
+        return ZERO
+    draw = torch.Generator().manual_seed(3)
+    rows = classifier.classes if ablation is Ablation.OPTIMAL else 1
+    return Replacement(
+        ablation, tuple(tap.spread(torch.rand(rows, tap.channels, generator=draw)) for tap in classifier.taps)
+    )
+
+
+def _generator(classifier: CapturedClassifier, granularity: Granularity) -> PathwayGenerator:
+    """Make a generator that was never trained, but whose pathways differ from image to image."""
+    scales = [torch.ones(tap.channels) for tap in classifier.taps]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        generator = PathwayGenerator(classifier.taps, scales, classifier.classes, granularity, width=8)
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    return generator.frozen()
 
 
 def pixels(seed: int = 0, height: int = 12, width: int = 10) -> NDArray[np.uint8]:

@@ -42,6 +42,11 @@ class Ablation(Enum):
     """What stands in for a removed neuron."""
 
     ZERO = "zero"
+    """Zero, as in both papers."""
+    MEAN = "mean"
+    """Its mean over the images that the bundle was fitted on."""
+    OPTIMAL = "optimal"
+    """A constant for each class and channel, learned with the pathway of the class (arXiv 2409.09951)."""
 
 
 class Reduction(Enum):

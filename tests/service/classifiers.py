@@ -18,7 +18,12 @@ class Fixture:
     arguments: tuple[str, ...]
 
 
-_IMAGENET = ("--minimum-images", "1", "--others", "4")
+# Steps enough to see that large networks go the whole way, not to train them.
+_IMAGENET = (
+    *("--minimum-images", "1", "--others", "4"),
+    *("--class-steps", "2", "--generator-steps", "2", "--training-batch", "4", "--ablation", "mean"),
+)
+_CIFAR = ("--class-steps", "20", "--generator-steps", "20", "--training-batch", "16", "--ablation", "optimal")
 
 FIXTURE_NETWORKS = (
     Fixture("squeezenet1_1", "networks:SqueezeNet", "imagenet", ("--size", "224", *_IMAGENET)),
@@ -28,5 +33,5 @@ FIXTURE_NETWORKS = (
         "imagenet",
         ("--size", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", *_IMAGENET),
     ),
-    Fixture("cifar_resnet20", "networks:CifarResNet", "cifar.npz", ("--size", "32", "--others", "16")),
+    Fixture("cifar_resnet20", "networks:CifarResNet", "cifar.npz", ("--size", "32", "--others", "16", *_CIFAR)),
 )

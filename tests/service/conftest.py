@@ -55,6 +55,7 @@ def digits_bundle(digits: Path) -> Path:
         *("fit", "--classifier", "pathlens.demo.digits:DigitsClassifier"),
         *("--weights", digits / "classifier.safetensors", "--images", digits / "images"),
         *("--size", "8", "--colour", "grey", "--name", "digits", "--out", bundle),
+        *("--ablation", "mean", "--class-steps", "400", "--generator-steps", "300"),
     )
     return bundle
 

@@ -31,6 +31,7 @@ pytestmark = [
 
 NETWORKS = [network.name for network in FIXTURE_NETWORKS]
 EVERYTHING = ExplanationOptions(outputs=frozenset(Output), top_neurons=5)
+GENERATED = ExplanationOptions(source=PathwaySource.GENERATED)
 UNITS = ExplanationOptions(
     source=PathwaySource.NEURON_MCT, granularity=Granularity.UNIT, sparsity=0.9, targets=Targets(top_k=2)
 )
@@ -69,7 +70,7 @@ def assert_same(answer: ExplanationResult, expected: ExplanationResult) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("options", [EVERYTHING, UNITS], ids=["transferred", "units"])
+@pytest.mark.parametrize("options", [EVERYTHING, GENERATED, UNITS], ids=["transferred", "generated", "units"])
 def test_an_answer_over_grpc_equals_the_python_api(served: Served, network: str, options: ExplanationOptions) -> None:
     image = image_of(network)
     (expected,) = served.explainer(network).explain([image], options)

@@ -2,11 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
+from pathlens.description import ClassPathwaySelection
 from pathlens.explanation import Ablation, Granularity, PathwaySource
+from pathlens.generator.generator import LARGEST_WIDTH
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 """What a model may be called: TorchServe makes URLs and file names of it."""
@@ -20,7 +22,7 @@ class _Part(BaseModel):
 
 
 class TransferFiguresPart(_Part):
-    """As `pathlens.explanation.TransferFigures`."""
+    """As `pathlens.description.TransferFigures`."""
 
     member_images: int = Field(ge=0)
     other_images: int = Field(ge=0)
@@ -32,19 +34,33 @@ class TransferFiguresPart(_Part):
     leak_reference: float | None
 
 
-class ClassPathwayPart(_Part):
-    """A class with a stored pathway; as `pathlens.explanation.ClassPathwayStatistics`."""
+class MaskFiguresPart(_Part):
+    """As `pathlens.description.MaskFigures`."""
 
-    class_index: int = Field(ge=0)
-    image_count: int = Field(ge=1)
-    sparsity_sum: float
-    mean_instance_iou: float | None
+    sparsity: float = Field(ge=0, le=1)
     figures: TransferFiguresPart
     random_control: TransferFiguresPart
 
 
+class ClassPathwayPart(_Part):
+    """A class with a stored pathway; as `pathlens.description.ClassPathwayStatistics`."""
+
+    class_index: int = Field(ge=0)
+    image_count: int = Field(ge=1)
+    sparsity_sum: float
+    selection: ClassPathwaySelection
+    mean_instance_iou: float | None
+    within_class_iou: float | None
+    cross_class_iou: float | None
+    stored: MaskFiguresPart
+    by_frequency: MaskFiguresPart
+
+
 class BankPart(_Part):
-    """The class-pathway bank without its counts, which are in `bank.safetensors`."""
+    """The class-pathway bank without its tensors, which are in `bank.safetensors`.
+
+    `too_few` says how many images were predicted as each class that has no pathway for lack of them.
+    """
 
     granularity: Granularity
     ablation: Ablation
@@ -53,10 +69,19 @@ class BankPart(_Part):
     instance_sparsity: float = Field(ge=0, lt=1)
     minimum_images: int = Field(ge=1)
     classes: tuple[ClassPathwayPart, ...]
+    too_few: dict[NonNegativeInt, NonNegativeInt]
+
+
+class GeneratorPart(_Part):
+    """The pathway generator without its parameters, which are in `generator.safetensors`."""
+
+    granularity: Granularity
+    width: int = Field(ge=1, le=LARGEST_WIDTH)
+    parameters: int = Field(ge=1)
 
 
 class FitPart(_Part):
-    """How the bundle was fitted."""
+    """How the bundle was fitted; `settings` are those of the fit, as JSON holds them."""
 
     images: int
     held_out_images: int
@@ -64,16 +89,18 @@ class FitPart(_Part):
     seed: int
     pathlens_version: str
     torch_version: str
+    settings: dict[str, Any]
 
 
 class Manifest(_Part):
     """Everything about a bundle but its tensors."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str = Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME)
     classifier_sha256: str = Field(pattern=_SHA256)
     files: dict[str, str]
     labels: tuple[str, ...]
     preprocessing: dict[str, Any]
     bank: BankPart
+    generator: GeneratorPart | None
     fit: FitPart

@@ -3,7 +3,8 @@
     bundle.json             the manifest, with the SHA-256 of every other file
     classifier.json         the captured program
     classifier.safetensors  its weights
-    bank.safetensors        how often the pathways of each class keep each neuron, stamped with the classifier's hash
+    bank.safetensors        the class pathways, stamped with the classifier's hash
+    generator.safetensors   the parameters of the pathway generator, stamped likewise; only in a bundle that has one
 
 Nothing is pickled, and nothing in a bundle can name code to run but tensor operators.
 """
@@ -14,33 +15,24 @@ import logging
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-from pathlens.bundle.manifest import (
-    LONGEST_NAME,
-    NAME,
-    SCHEMA_VERSION,
-    BankPart,
-    ClassPathwayPart,
-    FitPart,
-    Manifest,
-    TransferFiguresPart,
-)
+from pathlens.bundle.bank_file import bank_bytes, bank_part, read_bank
+from pathlens.bundle.generator_file import generator_bytes, generator_part, read_generator
+from pathlens.bundle.manifest import LONGEST_NAME, NAME, SCHEMA_VERSION, FitPart, Manifest
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.classifier.program import Program
-from pathlens.description import ClassPathwayStatistics, TransferFigures
 from pathlens.errors import BundleError, CaptureError
 from pathlens.explainer import Explainer
-from pathlens.explanation import Ablation, PathwaySource, ServedModel
-from pathlens.pathways.bank import ClassCounts, ClassPathwayBank
+from pathlens.explanation import PathwaySource, ServedModel
+from pathlens.generator.generator import PathwayGenerator
+from pathlens.pathways.bank import ClassPathwayBank
 
 _logger = logging.getLogger(__name__)
 
@@ -48,8 +40,9 @@ MANIFEST = "bundle.json"
 PROGRAM = "classifier.json"
 WEIGHTS = "classifier.safetensors"
 BANK = "bank.safetensors"
+GENERATOR = "generator.safetensors"
 FILES = (PROGRAM, WEIGHTS, BANK)
-"""What a bundle holds beside its manifest."""
+"""What every bundle holds beside its manifest; one with a generator holds `GENERATOR` too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +59,7 @@ class Bundle:
         instance_sparsity: Their sparsity, the default of requests for contribution sources.
         minimum_images: Classes with fewer images have no pathway.
         fit: How it was fitted.
+        generator: Makes the pathway of an image, of the bank's granularity; None without one.
         sha256: Hash of the stored manifest, and so of everything; empty until stored.
     """
 
@@ -78,6 +72,7 @@ class Bundle:
     instance_sparsity: float
     minimum_images: int
     fit: FitPart
+    generator: PathwayGenerator | None = None
     sha256: str = ""
 
     def explainer(self, device: torch.device | str = "cpu", version: str = "") -> Explainer:
@@ -98,6 +93,7 @@ class Bundle:
             self.bank,
             self.instance_sparsity,
             ServedModel(self.name, version, self.sha256),
+            generator=self.generator,
         )
 
 
@@ -118,8 +114,10 @@ def save_bundle(bundle: Bundle, folder: Path) -> str:
         new.mkdir(0o755)
         (new / PROGRAM).write_text(bundle.classifier.program.to_json(), encoding="utf-8")
         (new / WEIGHTS).write_bytes(bundle.classifier.weights_bytes())
-        (new / BANK).write_bytes(_bank_bytes(bundle))
-        files = {name: _sha256(new / name) for name in FILES}
+        (new / BANK).write_bytes(bank_bytes(bundle.bank, bundle.classifier))
+        if bundle.generator is not None:
+            (new / GENERATOR).write_bytes(generator_bytes(bundle.generator, bundle.classifier))
+        files = {file.name: _sha256(file) for file in sorted(new.iterdir())}
         text = _manifest(bundle, files).model_dump_json(indent=2) + "\n"
         (new / MANIFEST).write_text(text, encoding="utf-8")
         if folder.exists():
@@ -173,16 +171,25 @@ def load_bundle(folder: Path | str) -> Bundle:
         )
     if len(manifest.labels) != classifier.classes:
         raise BundleError(f"{folder} has {len(manifest.labels)} labels for {classifier.classes} classes; fit it again.")
+    generator = None
+    if manifest.generator is not None:
+        generator = read_generator(folder / GENERATOR, manifest.generator, classifier)
+        if generator.granularity is not manifest.bank.granularity:
+            raise BundleError(
+                f"{folder} has a generator of {generator.granularity.value} pathways and class pathways of "
+                f"{manifest.bank.granularity.value}s; fit it again."
+            )
     return Bundle(
         name=manifest.name,
         classifier=classifier,
         preprocessing=preprocessing,
         labels=manifest.labels,
-        bank=_read_bank(folder, manifest, classifier),
+        bank=read_bank(folder / BANK, manifest.bank, classifier),
         source=manifest.bank.source,
         instance_sparsity=manifest.bank.instance_sparsity,
         minimum_images=manifest.bank.minimum_images,
         fit=manifest.fit,
+        generator=generator,
         sha256=_sha256(folder / MANIFEST),
     )
 
@@ -200,12 +207,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         version = json.loads(text).get("schema_version")
         if version != SCHEMA_VERSION:
-            raise BundleError(f"{folder} has schema version {version}; this pathlens reads version {SCHEMA_VERSION}.")
+            raise BundleError(
+                f"{folder} has schema version {version}; this pathlens reads version {SCHEMA_VERSION}: fit it again."
+            )
         manifest = Manifest.model_validate_json(text)
     except (AttributeError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from error
-    if set(manifest.files) != set(FILES):
-        raise BundleError(f"{folder / MANIFEST} names the files {sorted(manifest.files)}; expected {sorted(FILES)}.")
+    expected = {*FILES, GENERATOR} if manifest.generator is not None else {*FILES}
+    if set(manifest.files) != expected:
+        raise BundleError(f"{folder / MANIFEST} names the files {sorted(manifest.files)}; expected {sorted(expected)}.")
     return manifest
 
 
@@ -224,19 +234,6 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _manifest(bundle: Bundle, files: dict[str, str]) -> Manifest:
-    classes = []
-    for label, counts in bundle.bank.counts.items():
-        statistics = bundle.bank.statistics[label]
-        classes.append(
-            ClassPathwayPart(
-                class_index=label,
-                image_count=counts.images,
-                sparsity_sum=counts.sparsity_sum,
-                mean_instance_iou=statistics.mean_instance_iou,
-                figures=TransferFiguresPart(**asdict(statistics.figures)),
-                random_control=TransferFiguresPart(**asdict(statistics.random_control)),
-            )
-        )
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=bundle.name,
@@ -244,54 +241,10 @@ def _manifest(bundle: Bundle, files: dict[str, str]) -> Manifest:
         files=files,
         labels=bundle.labels,
         preprocessing=bundle.preprocessing.to_json(),
-        bank=BankPart(
-            granularity=bundle.bank.granularity,
-            ablation=Ablation.ZERO,
-            threshold=bundle.bank.threshold,
-            source=bundle.source,
-            instance_sparsity=bundle.instance_sparsity,
-            minimum_images=bundle.minimum_images,
-            classes=tuple(classes),
-        ),
+        bank=bank_part(bundle.bank, bundle.source, bundle.instance_sparsity, bundle.minimum_images),
+        generator=None if bundle.generator is None else generator_part(bundle.generator),
         fit=bundle.fit,
     )
-
-
-def _bank_bytes(bundle: Bundle) -> bytes:
-    tensors: dict[str, Tensor] = {}
-    for label, counts in bundle.bank.counts.items():
-        # The smallest type that holds the number of images: banks of units are large.
-        smallest = next(
-            kind for kind in (torch.uint8, torch.int16, torch.int32) if counts.images <= torch.iinfo(kind).max
-        )
-        tensors[f"class_{label}"] = counts.kept.to(smallest)
-    return safetensors.torch.save(tensors, {"classifier_sha256": bundle.classifier.fingerprint})
-
-
-def _read_bank(folder: Path, manifest: Manifest, classifier: CapturedClassifier) -> ClassPathwayBank:
-    part = manifest.bank
-    counts: dict[int, ClassCounts] = {}
-    statistics: dict[int, ClassPathwayStatistics] = {}
-    try:
-        with safetensors.safe_open(folder / BANK, framework="pt") as file:
-            stamp = (file.metadata() or {}).get("classifier_sha256")
-            if stamp != classifier.fingerprint:
-                raise BundleError(f"{folder / BANK} belongs to classifier {stamp}, not to {classifier.fingerprint}.")
-            for entry in part.classes:
-                kept = file.get_tensor(f"class_{entry.class_index}").to(torch.int32)
-                counts[entry.class_index] = ClassCounts(kept, entry.image_count, entry.sparsity_sum)
-                statistics[entry.class_index] = ClassPathwayStatistics(
-                    image_count=entry.image_count,
-                    threshold=part.threshold,
-                    source=part.source,
-                    mean_instance_sparsity=entry.sparsity_sum / entry.image_count,
-                    mean_instance_iou=entry.mean_instance_iou,
-                    figures=TransferFigures(**entry.figures.model_dump()),
-                    random_control=TransferFigures(**entry.random_control.model_dump()),
-                )
-        return ClassPathwayBank(classifier.taps, part.granularity, part.threshold, counts, statistics)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise BundleError(f"{folder / BANK} does not fit the classifier: {error}") from error
 
 
 def _sha256(path: Path) -> str:

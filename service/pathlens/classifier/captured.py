@@ -32,7 +32,7 @@ class Trace:
 
     Attributes:
         logits: float32 [B, K].
-        activations: One tensor [B, ...] per tap, part of the same autograd graph as the logits.
+        activations: One tensor [B, ...] per tap; where gradients are wanted, part of the autograd graph of the logits.
     """
 
     logits: Tensor
@@ -141,6 +141,25 @@ class CapturedClassifier:
         self._check(images)
         logits: Tensor = self._module(images.to(self.dtype), edit)
         return at_least_float32(logits)
+
+    def observe(self, images: Tensor) -> Trace:
+        """Classify and note what every tap passed on, without gradients.
+
+        Args:
+            images: float32 [B, C, H, W].
+
+        Raises:
+            ValueError: If `images` has another shape.
+        """
+        activations: list[Tensor] = []
+
+        def note(_index: int, activation: Tensor) -> Tensor:
+            activations.append(activation)
+            return activation
+
+        with torch.no_grad():
+            logits = self.run(images, note)
+        return Trace(logits, tuple(activations))
 
     def record(self, images: Tensor) -> Recording:
         """Classify and keep every value, to run the network behind single taps again.

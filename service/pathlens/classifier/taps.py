@@ -1,10 +1,11 @@
 """Taps: the outputs of a classifier's activation functions, in call order."""
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 ACTIVATIONS = frozenset(
     {
@@ -45,6 +46,17 @@ class Tap:
     def channels(self) -> int:
         """Number of feature maps."""
         return self.shape[self.channel_dimension]
+
+    @property
+    def units(self) -> int:
+        """Number of scalars of one image."""
+        return math.prod(self.shape)
+
+    def spread(self, per_channel: Tensor) -> Tensor:
+        """Shape one value per channel, [R, C], so that it broadcasts over an output of this tap, [R, ...]."""
+        shape = [1] * len(self.shape)
+        shape[self.channel_dimension] = self.channels
+        return per_channel.view(-1, *shape)
 
 
 def find_taps(graph: fx.Graph) -> tuple[Tap, ...]:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pathlens.bundle.store import load_bundle
+from pathlens.bundle.store import Bundle, load_bundle
 from pathlens.classifier.images import ImageSource
 from pathlens.cli.devices import Device
 from pathlens.cli.progress import with_progress
@@ -22,14 +22,15 @@ from pathlens.evaluation.annotations import (
     read_folder_labels,
     read_npz_labels,
 )
-from pathlens.evaluation.evaluate import Evaluation, EvaluationSettings
+from pathlens.evaluation.evaluate import BY_FREQUENCY, TRANSFERRED, Evaluation
 from pathlens.evaluation.journal import Journal
 from pathlens.evaluation.loading import BatchLoader
 from pathlens.evaluation.observation import Summary, summarise
-from pathlens.evaluation.pathway_methods import PATHWAY_METHODS
+from pathlens.evaluation.pathway_methods import GENERATED, PATHWAY_METHODS
 from pathlens.evaluation.report.report import Report, write_report
 from pathlens.evaluation.report.vocabulary import METHODS
-from pathlens.explanation import LINEARITY_RADII, Granularity
+from pathlens.evaluation.settings import EvaluationSettings
+from pathlens.explanation import LINEARITY_RADII, Ablation, Granularity
 from pathlens.version import __version__
 
 _DEFAULTS = EvaluationSettings()
@@ -68,12 +69,16 @@ _WORK = "work"
     help="What a neuron is. Default: that of the bundle.",
 )
 @click.option(
+    "--ablation",
+    type=click.Choice([ablation.value for ablation in Ablation]),
+    help="What stands in for removed neurons, whatever the method: zero, or that of the bundle, which is the default.",
+)
+@click.option(
     "--method",
     "methods",
     type=click.Choice(PATHWAY_METHODS),
     multiple=True,
-    default=PATHWAY_METHODS,
-    help="Pathways to compare; repeatable. neuron_mct is always measured. Default: all.",
+    help="Pathways to compare; repeatable. neuron_mct is always measured. Default: all that the bundle can make.",
 )
 @click.option(
     "--steps", type=click.IntRange(1), default=_DEFAULTS.steps, show_default=True, help="Of NeuronIntGrad's integral."
@@ -123,6 +128,7 @@ def command(
     sparsities: tuple[float, ...],
     map_sparsity: float,
     granularity: str | None,
+    ablation: str | None,
     methods: tuple[str, ...],
     steps: int,
     sample: int,
@@ -138,7 +144,7 @@ def command(
 
     Use images that did not fit the bundle: the report measures its class pathways as well. The work is kept in
     OUT/work as it is done: after an interruption the same command goes on where it stopped. With the same seed every
-    figure but the time is the same.
+    figure but the time is the same. All methods are compared under one ablation, which every figure states.
 
     \b
     Examples:
@@ -148,12 +154,17 @@ def command(
     console = Console(stderr=True)
     fitted = load_bundle(bundle)
     source = ImageSource(images)
+    neuron = Granularity(granularity) if granularity else fitted.bank.granularity
+    own_ablation = fitted.bank.replacement.ablation
+    lacking = _why_not_generated(fitted, neuron)
+    asked = methods or tuple(name for name in PATHWAY_METHODS if name != GENERATED or not lacking)
     try:
         settings = EvaluationSettings(
-            granularity=Granularity(granularity) if granularity else fitted.bank.granularity,
+            granularity=neuron,
             sparsities=tuple(sorted({*sparsities, map_sparsity})),
             map_sparsity=map_sparsity,
-            methods=tuple(name for name in PATHWAY_METHODS if name in methods or name == "neuron_mct"),
+            ablation=Ablation(ablation) if ablation else own_ablation,
+            methods=tuple(name for name in PATHWAY_METHODS if name in asked or name == "neuron_mct"),
             steps=steps,
             sample=min(sample, limit),
             layers=layers,
@@ -168,14 +179,21 @@ def command(
     classifier = fitted.classifier.to(device)
     annotations = _annotations(source, images, labels, fitted.labels, console)
     loader = BatchLoader(classifier, fitted.preprocessing, source, annotations, limit, batch_size, seed)
-    evaluation = Evaluation(loader, fitted.labels, fitted.bank.to(classifier.device), settings, out / _WORK)
+    bank = fitted.bank.to(classifier.device)
+    evaluation = Evaluation(loader, fitted.labels, bank, settings, out / _WORK, fitted.generator)
+    if lacking and not methods:
+        console.print(f"{METHODS[GENERATED].label} is left out: {lacking}.")
+    ablations = settings.ablation.value
+    if settings.ablation is not own_ablation:
+        ablations += f"; {own_ablation.value} for stored class pathways"
     facts = {
         "bundle": fitted.name,
         "bundle SHA-256": fitted.sha256,
         "classifier SHA-256": classifier.fingerprint,
         "images": f"{len(loader.order)} of {len(source)} in {images.name}",
         "neurons": f"{settings.granularity.value}s",
-        "ablation": "zero",
+        "ablation": ablations,
+        **({f"{METHODS[GENERATED].label} left out": lacking} if GENERATED not in settings.methods and lacking else {}),
         "steps of NeuronIntGrad": str(steps),
         "sample": f"{min(evaluation.sample, len(loader.order))} images for randomised layers and linearity",
         "left out": f"{len(source.skipped)} images that cannot be read",
@@ -223,25 +241,33 @@ def _annotations(
     return read_folder_labels(source, names) if images.is_dir() else read_npz_labels(images, names) or {}
 
 
+def _why_not_generated(bundle: Bundle, granularity: Granularity) -> str:
+    """Say why there are no generated pathways; empty if there are."""
+    if bundle.generator is None:
+        return "the bundle has no generator; fit it with --source generated"
+    if bundle.generator.granularity is not granularity:
+        return f"the bundle's generator makes {bundle.generator.granularity.value} pathways"
+    return ""
+
+
 def _print_summary(summaries: Iterable[Summary], settings: EvaluationSettings, console: Console) -> None:
-    found = {
-        (each.measure, each.method, each.control): each.mean
-        for each in summaries
-        if each.sparsity in (settings.map_sparsity, None)
-    }
+    found = {(each.measure, each.method, each.sparsity, each.control): each.mean for each in summaries}
     table = Table(
-        title=f"Pathways at {settings.map_sparsity:.0%} sparsity",
+        title=f"Pathways at {settings.map_sparsity:.0%} sparsity, {settings.ablation.value} ablation",
         caption="forcing: share of images of another class that an image's pathway turns into its own. control: "
         "agreement of random pathways of the same size.",
+        pad_edge=False,
     )
     table.add_column("pathways")
-    for heading in ("agreement", "control", "drop", "forcing", "acIOU", "dead"):
+    for heading in ("removed", "agreement", "control", "drop", "forcing", "acIOU", "dead"):
         table.add_column(heading, justify="right")
-    for method in (*settings.methods, "transferred"):
-        if ("agreement", method, False) in found:
+    rows: list[tuple[str, float | None]] = [(method, settings.map_sparsity) for method in settings.methods]
+    for method, sparsity in [*rows, (GENERATED, None), (TRANSFERRED, None), (BY_FREQUENCY, None)]:
+        if ("agreement", method, sparsity, False) in found:
             values = [
-                found.get((measure, method, control))
+                found.get((measure, method, sparsity, control))
                 for measure, control in (
+                    ("realised sparsity", False),
                     ("agreement", False),
                     ("agreement", True),
                     ("confidence drop", False),
@@ -250,5 +276,6 @@ def _print_summary(summaries: Iterable[Summary], settings: EvaluationSettings, c
                     ("dead share", False),
                 )
             ]
-            table.add_row(METHODS[method].label, *("-" if value is None else f"{value:.0%}" for value in values))
+            label = METHODS[method].label + (", own" if (method, sparsity) == (GENERATED, None) else "")
+            table.add_row(label, *("-" if value is None else f"{value:.0%}" for value in values))
     console.print(table)

@@ -17,6 +17,7 @@ from pathlens.client import Client
 from pathlens.errors import PathlensError
 from pathlens.explanation import (
     STAGES,
+    Ablation,
     Explanation,
     ExplanationOptions,
     ExplanationResult,
@@ -32,6 +33,13 @@ from pathlens.wire.responses import explain_response
 _DEFAULT_STEPS = ExplanationOptions().integration_steps
 _COUNT, _INDEX = click.IntRange(0, 2**32 - 1), click.IntRange(-(2**31), 2**31 - 1)
 
+_REMOVED = {
+    Ablation.ZERO: "zero",
+    Ablation.MEAN: "their mean over the images of the fit",
+    Ablation.OPTIMAL: "constants learned for the class",
+}
+"""What removed neurons put out."""
+
 _T = TypeVar("_T", PathwaySource, Granularity, Output, Reduction)
 
 
@@ -45,9 +53,9 @@ def _choice(kind: type[_T]) -> click.Choice[str]:
 @click.option("--model", default="", help="Name of the model; may be left out where only one is served.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for pictures, maps and results.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--source", type=_choice(PathwaySource), default="transferred", show_default=True)
-@click.option("--sparsity", type=float, help="Fraction of neurons removed; for contribution sources.")
-@click.option("--granularity", type=_choice(Granularity), help="Default: that of the stored class pathways.")
+@click.option("--source", type=_choice(PathwaySource), default="transferred", show_default=True, help="Of the pathway.")
+@click.option("--sparsity", type=float, help="Fraction of neurons removed; for neuron_mct and neuron_intgrad.")
+@click.option("--granularity", type=_choice(Granularity), help="Default: the model's own, as `pathlens models` says.")
 @click.option("--reduction", type=_choice(Reduction), default="signed_maximum", show_default=True)
 @click.option("--top-k", type=_COUNT, default=0, help="Explain the k most probable classes.")
 @click.option("--class", "labels", multiple=True, help="Explain this class, by label; repeatable.")
@@ -84,6 +92,7 @@ def command(
     \b
     Examples:
       pathlens explain cat.jpg --out explanations
+      pathlens explain cat.jpg --source generated
       pathlens explain *.jpg --format json --source neuron_mct --sparsity 0.9 --class tabby
     """  # noqa: D301
     if {"map", "heatmap", "overlay"} & set(outputs) and out is None and form == "table":
@@ -164,8 +173,11 @@ def _print_json(images: Sequence[Path], answers: dict[int, ExplanationResult | P
 def _print_table(images: Sequence[Path], answers: dict[int, ExplanationResult | PathlensError]) -> None:
     console = Console()
     results = [answer for answer in answers.values() if isinstance(answer, ExplanationResult)]
-    linearity = any(explanation.linearity for result in results for explanation in result.explanations)
-    table = explanation_table(linearity=linearity)
+    explanations = [explanation for result in results for explanation in result.explanations]
+    linearity = any(explanation.linearity for explanation in explanations)
+    # All come from one source and one model, so they share the ablation.
+    ablation = explanations[0].ablation if explanations else None
+    table = explanation_table(linearity=linearity, ablation=ablation)
     for position, answer in sorted(answers.items()):
         image = images[position]
         if isinstance(answer, PathlensError):
@@ -188,13 +200,26 @@ def _print_neurons(image: Path, answer: ExplanationResult) -> None:
 
 
 def explanation_table(
-    first: str = "image", title: str | None = None, stages: bool = False, linearity: bool = False
+    first: str = "image",
+    title: str | None = None,
+    stages: bool = False,
+    linearity: bool = False,
+    ablation: Ablation | None = None,
 ) -> Table:
-    """Make the table that `add_row` fills; `first` heads its first column, `stages` splits the time."""
+    """Make the table that `add_row` fills.
+
+    Args:
+        first: Heads the first column.
+        title: Of the table.
+        stages: Whether to split the time.
+        linearity: Whether there is a column for the linearity check.
+        ablation: What the caption says of removed neurons, if all rows have it.
+    """
     table = Table(
         title=title,
         caption="p: probability in the classifier, q: in the pathway alone. IoU: with the stored class pathway. "
         + ("bent: relative error of the linear approximation. " if linearity else "")
+        + (f"Removed neurons put out {_REMOVED[ablation]}. " if ablation else "")
         + f"On the right: milliseconds{' per stage' if stages else ''}.",
         box=box.SIMPLE_HEAD,
         padding=0,

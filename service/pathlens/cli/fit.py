@@ -1,25 +1,31 @@
 """`pathlens fit`."""
 
-from collections.abc import Iterable
+import shutil
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-from pathlens.bundle.store import Bundle, check_destination, save_bundle
+from pathlens.bundle.store import check_destination, save_bundle
 from pathlens.classifier.capture import capture
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Colour, Interpolation, Preprocessing
 from pathlens.classifier.sources import load_classifier
 from pathlens.cli.devices import Device
+from pathlens.cli.fit_report import print_summary, warn
+from pathlens.cli.progress import FitBars
 from pathlens.cli.ranges import FloatRange
+from pathlens.description import ClassPathwaySelection
 from pathlens.errors import FitError
-from pathlens.explanation import Granularity
-from pathlens.fitting.fit import FitSettings, fit
+from pathlens.explanation import Ablation, Granularity, PathwaySource
+from pathlens.fitting.fit import FitSubject, fit
+from pathlens.fitting.progress import Silence
+from pathlens.fitting.settings import FitSettings
+from pathlens.generator.parallel import local_device, process_group
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DEFAULTS = FitSettings("")
@@ -49,8 +55,8 @@ class _Size(click.ParamType[tuple[int, int]]):
         return int(sides[0]), int(sides[-1])
 
 
-def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> click.Choice[str]:
-    return click.Choice([member.value for member in kind])
+def _names(kind: type[Enum]) -> click.Choice[str]:
+    return click.Choice([member.value.replace("_", "-") for member in kind])
 
 
 @click.command("fit")
@@ -66,13 +72,77 @@ def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> clic
 @click.option("--colour", type=_names(Colour), default="rgb", show_default=True, help="Channels of the classifier.")
 @click.option("--mean", type=_Numbers(), help="Default: ImageNet's, or 0 for grey.")
 @click.option("--std", type=_Numbers(), help="Default: ImageNet's, or 1 for grey.")
+@click.option(
+    "--source",
+    "pathways",
+    type=click.Choice(["generated", "neuron-mct"]),
+    default="generated",
+    show_default=True,
+    help="Where the pathways of single images come from: a generator that is trained now, or their contributions.",
+)
+@click.option(
+    "--class-pathways",
+    type=_names(ClassPathwaySelection),
+    default="two-sided",
+    show_default=True,
+    help="Trained to tell a class from all others, or what the pathways of its images have in common.",
+)
 @click.option("--granularity", type=_names(Granularity), default="channel", show_default=True, help="What a neuron is.")
+@click.option(
+    "--ablation",
+    type=_names(Ablation),
+    default=_DEFAULTS.ablation.value,
+    show_default=True,
+    help="What stands in for a removed neuron: zero, its mean, or a constant learned for each class.",
+)
+@click.option(
+    "--agreement",
+    type=FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of images whose class their generated pathway is to keep; the price of sparsity is searched for it.",
+)
+@click.option(
+    "--price",
+    type=FloatRange(0.01, 100),
+    default=_DEFAULTS.price,
+    show_default=True,
+    help="What keeping all neurons costs the generator, in nats. With --agreement, where the search begins.",
+)
+@click.option(
+    "--class-agreement",
+    type=FloatRange(0, 1, min_open=True, max_open=True),
+    default=_DEFAULTS.class_agreement,
+    show_default=True,
+    help="Share of a class's images that are to keep it under a two-sided class pathway.",
+)
+@click.option(
+    "--class-forcing",
+    type=FloatRange(0, 1, min_open=True, max_open=True),
+    default=_DEFAULTS.class_forcing,
+    show_default=True,
+    help="Share of other images that may get the class under it.",
+)
+@click.option("--generator-steps", type=click.IntRange(1), default=_DEFAULTS.generator_steps, show_default=True)
+@click.option("--class-steps", type=click.IntRange(2), default=_DEFAULTS.class_steps, show_default=True)
+@click.option(
+    "--training-batch",
+    type=click.IntRange(1),
+    default=_DEFAULTS.training_batch,
+    show_default=True,
+    help="Images in one step of a training, over all processes.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default=_DEFAULTS.precision,
+    show_default=True,
+    help="What trainings compute the classifier in.",
+)
 @click.option(
     "--sparsity",
     type=FloatRange(0, 1, max_open=True),
     default=_DEFAULTS.sparsity,
     show_default=True,
-    help="Fraction of neurons that an instance pathway removes.",
+    help="Fraction of neurons that a pathway by contribution removes.",
 )
 @click.option(
     "--threshold",
@@ -96,8 +166,10 @@ def _names(kind: type[Colour] | type[Interpolation] | type[Granularity]) -> clic
     help="Held-out images of other classes that test a class pathway.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=_DEFAULTS.batch_size, show_default=True)
-@click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes that read images.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=_DEFAULTS.seed, show_default=True)
 @click.option("--device", type=Device(), default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--restart", is_flag=True, help="Discard an unfinished fit instead of going on with it.")
 def command(
     source: str,
     weights: Path | None,
@@ -111,73 +183,93 @@ def command(
     colour: str,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    pathways: str,
+    class_pathways: str,
     granularity: str,
-    sparsity: float,
-    threshold: float,
-    minimum_images: int,
-    others: int,
-    batch_size: int,
-    seed: int,
+    ablation: str,
+    workers: int,
     device: str,
+    restart: bool,
+    **numbers: Any,
 ) -> None:
-    """Capture a classifier, find the pathways of its predictions on images, and build its class-pathway bank.
+    """Capture a classifier, train its pathway generator, find and test the pathways of its classes.
 
     The images need no labels: what counts is what the classifier sees in them. A fifth of them, at most 512, is
-    held out and tests the bank.
+    held out and tests the class pathways. An interrupted fit goes on where it stopped when the command is repeated.
 
     \b
     Examples:
       pathlens fit --classifier shop.models:resnet --weights resnet.safetensors --images photos/ --out shop-bundle
       pathlens fit --classifier resnet.pt2 --images photos.npz --labels labels.txt --resize 256 --out shop-bundle
+      pathlens fit --classifier resnet.pt2 --images photos/ --agreement 0.95 --ablation mean --out shop-bundle
+      pathlens fit --classifier resnet.pt2 --images photos/ --source neuron-mct --class-pathways frequency --out quick
+      torchrun --nproc-per-node 4 --no-python pathlens fit --device cuda --precision bfloat16 ...
     """  # noqa: D301
     name = name or out.name
     check_destination(out, name)
-    torch.manual_seed(seed)
-    grey = colour == Colour.GREY.value
+    preprocessing = _preprocessing(size, resize, interpolation, Colour(colour), mean, std)
+    settings = FitSettings(
+        name=name,
+        source=PathwaySource(_value(pathways)),
+        selection=ClassPathwaySelection(_value(class_pathways)),
+        granularity=Granularity(granularity),
+        ablation=Ablation(ablation),
+        **numbers,
+    )
+    image_source = ImageSource(images)
+    console = Console(stderr=True)
+    with process_group(torch.device(device)) as group:
+        # One process speaks for all.
+        console.quiet = not group.is_first
+        with console.status("Capturing the classifier"):
+            example = torch.rand(2, preprocessing.channels, *size)
+            classifier = capture(load_classifier(source, weights), example).to(local_device(torch.device(device)))
+        console.print(f"Captured {source}: {classifier.classes} classes, {len(classifier.taps)} taps")
+        unfinished = out.with_name(f"{out.name}.unfinished")
+        try:
+            subject = FitSubject(
+                classifier, preprocessing, _read_labels(labels, image_source, classifier), image_source, workers
+            )
+            progress = FitBars(console) if group.is_first else Silence()
+            bundle = fit(subject, settings, unfinished, progress, group, restart)
+        except KeyboardInterrupt:
+            console.print(f"Interrupted. The same command goes on from {unfinished}.", style="yellow")
+            raise click.exceptions.Exit(130) from None
+        if bundle is None:
+            return
+        digest = save_bundle(bundle, out)
+        shutil.rmtree(unfinished)
+    for skipped in image_source.skipped:
+        console.print(f"Skipped {skipped}", markup=False)
+    print_summary(bundle, console)
+    warn(bundle, console)
+    click.echo(f"{out}  SHA-256 {digest}")
+
+
+def _preprocessing(
+    size: tuple[int, int],
+    resize: int | None,
+    interpolation: str,
+    colour: Colour,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Preprocessing:
+    grey = colour is Colour.GREY
     try:
-        preprocessing = Preprocessing(
+        return Preprocessing(
             *size,
             mean=mean or ((0.0,) if grey else IMAGENET_MEAN),
             std=std or ((1.0,) if grey else IMAGENET_STD),
             resize_shorter_side=resize,
             interpolation=Interpolation(interpolation),
-            colour=Colour(colour),
+            colour=colour,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    image_source = ImageSource(images)
-    console = Console(stderr=True)
-    with console.status("Capturing the classifier"):
-        example = torch.rand(2, preprocessing.channels, *size)
-        classifier = capture(load_classifier(source, weights), example).to(device)
-    console.print(f"Captured {source}: {classifier.classes} classes, {len(classifier.taps)} taps")
-    bundle = fit(
-        classifier,
-        preprocessing,
-        _read_labels(labels, image_source, classifier),
-        image_source,
-        FitSettings(
-            name=name,
-            granularity=Granularity(granularity),
-            sparsity=sparsity,
-            threshold=threshold,
-            minimum_images=minimum_images,
-            others=others,
-            batch_size=batch_size,
-            seed=seed,
-        ),
-        lambda positions, description, total: _track(positions, description, total, console),
-    )
-    digest = save_bundle(bundle, out)
-    for skipped in image_source.skipped:
-        console.print(f"Skipped {skipped}", markup=False)
-    _print_summary(bundle, console)
-    _warn(bundle, console)
-    click.echo(f"{out}  SHA-256 {digest}")
 
 
-def _track(positions: Iterable[int], description: str, total: int, console: Console) -> Iterable[int]:
-    return track(positions, description, total, console=console)
+def _value(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _read_labels(path: Path | None, images: ImageSource, classifier: CapturedClassifier) -> tuple[str, ...]:
@@ -189,45 +281,3 @@ def _read_labels(path: Path | None, images: ImageSource, classifier: CapturedCla
     if len(images.class_names) == classifier.classes:
         return images.class_names
     return tuple(str(index) for index in range(classifier.classes))
-
-
-def _print_summary(bundle: Bundle, console: Console) -> None:
-    table = Table(title=f"{len(bundle.bank)} of {len(bundle.labels)} classes have a pathway")
-    for heading in ("class", "images", "sparsity", "agreement", "forcing", "random agreement", "random forcing"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for label, statistics in list(bundle.bank.statistics.items())[:20]:
-        figures, control = statistics.figures, statistics.random_control
-        table.add_row(
-            bundle.labels[label],
-            str(statistics.image_count),
-            f"{float(bundle.bank.transfer([label]).sparsity[0]):.1%}",
-            *map(_percent, (figures.agreement, figures.forcing, control.agreement, control.forcing)),
-        )
-    if len(bundle.bank) > 20:
-        table.caption = f"and {len(bundle.bank) - 20} more"
-    console.print(table)
-
-
-def _warn(bundle: Bundle, console: Console) -> None:
-    """Say what is wrong with a bundle that can be served all the same."""
-    statistics = bundle.bank.statistics
-    agreement = {label: known.figures.agreement for label, known in statistics.items()}
-    lost = [label for label, share in agreement.items() if share is not None and share < 0.5]
-    if lost:
-        names = ", ".join(bundle.labels[label] for label in lost)
-        console.print(
-            f"The pathway of {names} keeps less than half of its own class: lower --sparsity or --threshold.",
-            style="yellow",
-        )
-    largest = max(statistics, key=lambda label: statistics[label].image_count)
-    share = statistics[largest].image_count / bundle.fit.images
-    if share > 0.5 and len(bundle.labels) > 2:
-        console.print(
-            f"{share:.0%} of the images are seen as {bundle.labels[largest]}: do --size, --mean, --std and --colour "
-            "fit the classifier?",
-            style="yellow",
-        )
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"

@@ -2,6 +2,7 @@
 
 import click
 from google.protobuf.json_format import MessageToJson
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,18 +26,19 @@ def command(address: str, form: str) -> None:
         for model in models:
             click.echo(MessageToJson(model_to_message(model), preserving_proto_field_name=True))
         return
-    table = Table()
-    for heading in ("model", "version", "classes", "with pathway", "input", "taps", "sources", "granularity"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("model", overflow="fold")
+    for heading in ("version", "with pathway", "input", "taps", "sources", "granularity", "ablation"):
+        table.add_column(heading, no_wrap=heading != "with pathway")
     for model in models:
         table.add_row(
             model.model.name,
             model.model.version,
-            str(len(model.labels)),
-            str(model.class_pathway_count),
-            " x ".join(map(str, model.input_shape)),
+            f"{model.class_pathway_count} of {len(model.labels)}",
+            "x".join(map(str, model.input_shape)),
             str(len(model.taps)),
-            ", ".join(source.value for source in model.sources),
+            "\n".join(source.value for source in model.sources),
             model.granularity.value,
+            model.ablation.value,
         )
     Console().print(table)

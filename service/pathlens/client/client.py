@@ -144,12 +144,18 @@ class Client:
                 raise failures[0] from None
             raise
 
-    def get_class_pathway(self, selector: int | str) -> ClassPathway:
-        """Return the stored pathway of a class, by index or label, with what it was built from."""
+    def get_class_pathway(self, selector: int | str, frequencies: bool = False) -> ClassPathway:
+        """Return the stored pathway of a class with what it was built from.
+
+        Args:
+            selector: Index or label of the class.
+            frequencies: Whether to add how often the instance pathways keep each neuron: 32 times as much data as the
+                pathway itself.
+        """
         request = (
-            pb.GetClassPathwayRequest(model=self._model, label=selector)
+            pb.GetClassPathwayRequest(model=self._model, label=selector, include_frequencies=frequencies)
             if isinstance(selector, str)
-            else pb.GetClassPathwayRequest(model=self._model, class_index=selector)
+            else pb.GetClassPathwayRequest(model=self._model, class_index=selector, include_frequencies=frequencies)
         )
         with _typed_errors(self._address):
             return class_pathway_from_message(self._stub.GetClassPathway(request, timeout=self._timeout))

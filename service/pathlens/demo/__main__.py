@@ -26,14 +26,13 @@ SHEET = FOLDER / "contact-sheet.png"
 SHOWN = 20
 SOURCES = {
     PathwaySource.TRANSFERRED: "The stored pathway of the predicted class, transferred to each image",
-    PathwaySource.NEURON_MCT: "The pathway of the image itself, by first-order contribution (NeuronMCT)",
+    PathwaySource.GENERATED: "The pathway of the image itself, generated in one pass (GEN-CNP)",
 }
 
 FIT = (
     "fit --classifier pathlens.demo.digits:DigitsClassifier "
     f"--weights {FOLDER}/classifier.safetensors --images {FOLDER}/images --size 8 --colour grey "
-    f"--sparsity 0.6 --threshold 0.5 --name digits "
-    f"--out {FOLDER}/bundle"
+    f"--ablation mean --class-steps 1000 --generator-steps 500 --name digits --out {FOLDER}/bundle"
 )
 PACK = f"pack {FOLDER}/bundle --model-store {MODEL_STORE}"
 

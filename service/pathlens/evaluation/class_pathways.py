@@ -10,8 +10,10 @@ from pathlens.description import TransferFigures
 from pathlens.evaluation.observation import Observation
 from pathlens.evaluation.transfer import HeldOut, measure_transfer
 from pathlens.pathways.bank import ClassPathwayBank, count_pathways
-from pathlens.pathways.pathway import Pathway
+from pathlens.pathways.overlap import measure_overlap
+from pathlens.pathways.pathway import ZERO, Pathway
 from pathlens.pathways.random_control import random_pathway
+from pathlens.pathways.replacement import Replacement
 
 _MEASURES = {
     "agreement": "class agreement",
@@ -48,8 +50,9 @@ def observe_class_pathways(
     pathway: Pathway,
     labels: tuple[str, ...],
     method: str,
-    sparsity: float,
+    sparsity: float | None,
     settings: ClassPathwaySettings,
+    replacement: Replacement = ZERO,
 ) -> list[Observation]:
     """Measure how class pathways transfer, each beside a random one of the same size per tap.
 
@@ -62,69 +65,106 @@ def observe_class_pathways(
         pathway: Their pathways, in the same order.
         labels: One per class.
         method: Where the pathways come from.
-        sparsity: Of the pathways.
+        sparsity: Of the pathways; None if each finds its own.
         settings: How.
+        replacement: What stands in for removed neurons, with one row or one for each class.
     """
     predicted = held_out.predicted
     building = _every_second(predicted)
     totals = count_pathways([(predicted[building], pathway[building])])
     enough = {label: total for label, total in totals.items() if total.images >= settings.minimum_images}
-    bank = ClassPathwayBank(pathway.taps, pathway.granularity, settings.threshold, enough).to(classifier.device)
-    observations = []
-    for label in enough:
-        rows = _members_and_others(predicted, building, label, settings)
-        parts = torch.split(rows, settings.batch_size)
-        batches = [HeldOut(held_out.images[part], held_out.probabilities[part]) for part in parts]
-        mask = bank.transfer([label])
-        control = random_pathway(mask, settings.seed + label)
-        subject = f"{label} {labels[label]}"
-        for chosen, is_control in ((mask, False), (control, True)):
-            figures = measure_transfer(classifier, chosen, label, batches)
-            observations += [
-                Observation(measure, value, method, sparsity, is_control, subject=subject)
-                for measure, value in _measured(figures)
-            ]
-        observations.append(Observation("class sparsity", float(mask.sparsity[0]), method, sparsity, subject=subject))
-    return observations
+    bank = ClassPathwayBank(pathway.taps, pathway.granularity, settings.threshold, enough, replacement=replacement).to(
+        classifier.device
+    )
+    return _observe_bank(classifier, held_out, bank, ~building, labels, method, sparsity, settings)
 
 
-def observe_ious(predicted: Tensor, pathway: Pathway, method: str, sparsity: float) -> list[Observation]:
+def observe_stored_class_pathways(
+    classifier: CapturedClassifier,
+    held_out: HeldOut,
+    bank: ClassPathwayBank,
+    labels: tuple[str, ...],
+    method: str,
+    settings: ClassPathwaySettings,
+) -> list[Observation]:
+    """Measure the stored pathways of the classes that occur, as `observe_class_pathways` measures others.
+
+    No image builds them, so all images of a class measure its pathway, under what the bank says stands in for removed
+    neurons.
+
+    Args:
+        classifier: The captured classifier.
+        held_out: All images.
+        bank: The stored class pathways, on the device of the classifier.
+        labels: One per class.
+        method: Which masks they are.
+        settings: How.
+    """
+    everything = torch.ones_like(held_out.predicted, dtype=torch.bool)
+    return _observe_bank(classifier, held_out, bank, everything, labels, method, None, settings)
+
+
+def observe_ious(predicted: Tensor, pathway: Pathway, method: str, sparsity: float | None) -> list[Observation]:
     """Measure how much the pathways of one class have in common: acIOU within it, cross IoU with other classes.
 
     Args:
         predicted: Classes, int64 [M].
         pathway: Pathways of the same images.
         method: Where they come from.
-        sparsity: Of the pathways.
+        sparsity: Of the pathways; None if each finds its own.
 
     Returns:
         For every class with two images or more its mean pairwise IoU, and for every class that of its images with
         those of other classes (arXiv 2309.09887, section 4).
     """
-    iou = _pairwise_iou(pathway)
-    same = predicted[:, None] == predicted[None, :]
-    pairs = ~torch.eye(len(predicted), dtype=torch.bool)
     observations = []
-    for label in sorted(set(predicted.tolist())):
-        rows = predicted == label
-        for measure, chosen in (("acIOU", same & pairs), ("cross IoU", ~same)):
-            values = iou[rows][chosen[rows]]
-            if len(values):
-                observations.append(Observation(measure, float(values.mean()), method, sparsity, subject=label))
+    for label, overlap in measure_overlap(predicted, pathway).items():
+        for measure, value in (("acIOU", overlap.within), ("cross IoU", overlap.cross)):
+            if value is not None:
+                observations.append(
+                    Observation(measure, value, method, sparsity, subject=label, ablation=pathway.ablation.value)
+                )
     return observations
 
 
-def _pairwise_iou(pathway: Pathway) -> Tensor:
-    """Return the IoU of every pathway with every other, float32 [M, M]."""
-    intersection = torch.zeros(len(pathway), len(pathway))
-    for mask in pathway.masks:
-        # As 0 and 1 in float32, a matrix product counts exactly up to 2²⁴ neurons at once.
-        for part in torch.split(mask.flatten(1), 1 << 16, dim=1):
-            values = part.float()
-            intersection += values @ values.T
-    kept = intersection.diagonal()
-    union = kept[:, None] + kept[None, :] - intersection
-    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+def _observe_bank(
+    classifier: CapturedClassifier,
+    held_out: HeldOut,
+    bank: ClassPathwayBank,
+    measuring: Tensor,
+    labels: tuple[str, ...],
+    method: str,
+    sparsity: float | None,
+    settings: ClassPathwaySettings,
+) -> list[Observation]:
+    predicted = held_out.predicted
+    observations = []
+    for label in sorted(set(predicted.tolist())):
+        if label not in bank:
+            continue
+        rows = _members_and_others(predicted, measuring, label, settings)
+        parts = torch.split(rows, settings.batch_size)
+        batches = [HeldOut(held_out.images[part], held_out.probabilities[part]) for part in parts]
+        mask = bank.transfer([label])
+        control = random_pathway(mask, settings.seed + label)
+        found = [
+            (measure, value, is_control)
+            for chosen, is_control in ((mask, False), (control, True))
+            for measure, value in _measured(measure_transfer(classifier, chosen, label, batches))
+        ]
+        observations += [
+            Observation(
+                measure,
+                value,
+                method,
+                sparsity,
+                is_control,
+                subject=f"{label} {labels[label]}",
+                ablation=mask.ablation.value,
+            )
+            for measure, value, is_control in [*found, ("class sparsity", float(mask.sparsity[0]), False)]
+        ]
+    return observations
 
 
 def _every_second(predicted: Tensor) -> Tensor:
@@ -133,8 +173,8 @@ def _every_second(predicted: Tensor) -> Tensor:
     return before % 2 == 0
 
 
-def _members_and_others(predicted: Tensor, building: Tensor, label: int, settings: ClassPathwaySettings) -> Tensor:
-    members = ((predicted == label) & ~building).nonzero()[:, 0]
+def _members_and_others(predicted: Tensor, measuring: Tensor, label: int, settings: ClassPathwaySettings) -> Tensor:
+    members = ((predicted == label) & measuring).nonzero()[:, 0]
     others = (predicted != label).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(settings.seed + label)
     order = torch.randperm(len(others), generator=generator)[: settings.others]

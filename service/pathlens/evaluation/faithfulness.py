@@ -23,7 +23,7 @@ class InstancePathways:
 
     Attributes:
         method: Name of the method.
-        sparsity: What it was asked for; None for stored pathways.
+        sparsity: What it was asked for; None for stored pathways and for those that find their own.
         pathway: Of every image of the batch.
     """
 
@@ -59,7 +59,15 @@ def observe_faithfulness(batch: Batch, instances: InstancePathways, dead: Tensor
                 # An image without a partner of another class has no value there.
                 if not math.isnan(value):
                     observations.append(
-                        Observation(measure, value, instances.method, instances.sparsity, is_control, subject=subject)
+                        Observation(
+                            measure,
+                            value,
+                            instances.method,
+                            instances.sparsity,
+                            is_control,
+                            subject=subject,
+                            ablation=pathway.ablation.value,
+                        )
                     )
     return observations
 
@@ -71,9 +79,38 @@ def observe_overlap(batch: Batch, instances: list[InstancePathways]) -> list[Obs
         if one.sparsity == other.sparsity:
             for subject, value in zip(batch.positions, one.pathway.iou(other.pathway).tolist(), strict=True):
                 observations.append(
-                    Observation("overlap", value, one.method, one.sparsity, detail=other.method, subject=subject)
+                    Observation(
+                        "overlap",
+                        value,
+                        one.method,
+                        one.sparsity,
+                        detail=other.method,
+                        subject=subject,
+                        ablation=one.pathway.ablation.value,
+                    )
                 )
     return observations
+
+
+def observe_spread(instances: InstancePathways) -> list[Observation]:
+    """Measure how the sparsities that images find for themselves differ.
+
+    Measures: sparsity spread (the standard deviation), lowest and highest sparsity.
+
+    Args:
+        instances: The pathways of all images.
+    """
+    sparsity = instances.pathway.sparsity
+    values = {
+        "sparsity spread": sparsity.std(correction=0),
+        "lowest sparsity": sparsity.min(),
+        "highest sparsity": sparsity.max(),
+    }
+    ablation = instances.pathway.ablation.value
+    return [
+        Observation(measure, float(value), instances.method, instances.sparsity, ablation=ablation)
+        for measure, value in values.items()
+    ]
 
 
 def dead_neurons(batch: Batch, granularity: Granularity) -> Tensor:

@@ -19,6 +19,7 @@ from pathlens.evaluation.degradation import (
     degradation_curves,
     pixel_relevance,
 )
+from pathlens.evaluation.faithfulness import InstancePathways
 from pathlens.evaluation.localisation import is_hard, localise, without_map
 from pathlens.evaluation.observation import Observation
 from pathlens.evaluation.randomisation import similarity
@@ -85,27 +86,29 @@ def observe_localisation(batch: Batch, maps: Mapping[str, Tensor], preprocessing
 
 
 def observe_linearity(
-    batch: Batch, pathways: Mapping[str, Pathway], sparsity: float, radii: Sequence[float], points: int, seed: int
+    batch: Batch, instances: Sequence[InstancePathways], radii: Sequence[float], points: int, seed: int
 ) -> list[Observation]:
     """Measure how linear the pathway networks are around the images, beside the whole network; detail = radius.
 
     Args:
         batch: The images.
-        pathways: By method.
-        sparsity: That of the pathways.
+        instances: The pathways, by one method or more.
         radii: Of the balls, in units of the preprocessed input.
         points: Random points of each ball.
         seed: Of the points.
     """
     observations = []
-    for method, pathway in {WHOLE_NETWORK: whole_network(next(iter(pathways.values()))), **pathways}.items():
-        gradient = pathway_gradient(batch.classifier, batch.images, batch.target, pathway)
+    whole = InstancePathways(WHOLE_NETWORK, None, whole_network(instances[0].pathway))
+    for each in (whole, *instances):
+        gradient = pathway_gradient(batch.classifier, batch.images, batch.target, each.pathway)
+        # The whole network removes no neuron.
+        ablation = "" if each is whole else each.pathway.ablation.value
         for radius in radii:
             errors = linearity_error(
-                batch.classifier, batch.images, batch.target, pathway, gradient, radius, points, seed
+                batch.classifier, batch.images, batch.target, each.pathway, gradient, radius, points, seed
             )
-            asked = None if method == WHOLE_NETWORK else sparsity
-            observations += _each(batch, "linearity error", errors, method, asked, f"{radius:g}")
+            detail = f"{radius:g}"
+            observations += _each(batch, "linearity error", errors, each.method, each.sparsity, detail, ablation)
     return observations
 
 
@@ -141,7 +144,7 @@ def with_signs(attribution: Tensor) -> Tensor:
 
 def whole_network(like: Pathway) -> Pathway:
     """Return the pathway that keeps every neuron."""
-    return Pathway(like.taps, tuple(torch.ones_like(mask) for mask in like.masks), like.granularity, like.ablation)
+    return Pathway(like.taps, tuple(torch.ones_like(mask) for mask in like.masks), like.granularity, like.replacement)
 
 
 def draw(
@@ -152,9 +155,15 @@ def draw(
 
 
 def _each(
-    batch: Batch, measure: str, values: Tensor, method: str, sparsity: float | None = None, detail: str = ""
+    batch: Batch,
+    measure: str,
+    values: Tensor,
+    method: str,
+    sparsity: float | None = None,
+    detail: str = "",
+    ablation: str = "",
 ) -> list[Observation]:
     return [
-        Observation(measure, value, method, sparsity, detail=detail, subject=position)
+        Observation(measure, value, method, sparsity, detail=detail, subject=position, ablation=ablation)
         for position, value in zip(batch.positions, values.double().tolist(), strict=True)
     ]

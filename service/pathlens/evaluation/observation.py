@@ -14,10 +14,12 @@ class Observation:
         measure: What was measured, such as "agreement".
         value: The figure; a truth is 1 or 0.
         method: Which pathway or map it was measured of; empty for the classifier itself.
-        sparsity: Fraction of neurons that the method was asked to remove; None where there is no pathway.
+        sparsity: Fraction of neurons that the method was asked to remove; None where there is no pathway, or one that
+            finds its own sparsity.
         control: Whether it is of the random control of the same size instead.
         detail: What the measure is broken down by: a layer, a radius, the share of pixels removed, another method.
         subject: Position of the image, or name of the class, that it was measured on.
+        ablation: What stands in for the neurons that the pathway removes; empty where there is no pathway.
     """
 
     measure: str
@@ -27,6 +29,7 @@ class Observation:
     control: bool = False
     detail: str = ""
     subject: int | str = ""
+    ablation: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Summary:
         mean: Of the values.
         standard_error: Of that mean; None for a single value.
         count: Number of values.
+        ablation: As in `Observation`.
     """
 
     measure: str
@@ -52,17 +56,19 @@ class Summary:
     mean: float
     standard_error: float | None
     count: int
+    ablation: str = ""
 
 
 def summarise(observations: Iterable[Observation]) -> list[Summary]:
     """Average the observations that differ in their subject alone, in order of first appearance."""
     groups: dict[Observation, list[float]] = {}
     for observation in observations:
-        conditions = replace(observation, value=0.0, subject="")
-        groups.setdefault(conditions, []).append(observation.value)
+        alike = replace(observation, value=0.0, subject="")
+        groups.setdefault(alike, []).append(observation.value)
     summaries = []
     for of, values in groups.items():
         error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
         mean = float(np.mean(values))
-        summaries.append(Summary(of.measure, of.method, of.sparsity, of.control, of.detail, mean, error, len(values)))
+        conditions = (of.measure, of.method, of.sparsity, of.control, of.detail)
+        summaries.append(Summary(*conditions, mean, error, len(values), of.ablation))
     return summaries

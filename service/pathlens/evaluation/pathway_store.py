@@ -42,16 +42,21 @@ class PathwayStore:
         kept = [contributions.select(sparsity).flat() for sparsity in self.sparsities]
         return torch.stack(kept).sum(0, dtype=torch.uint8)
 
-    def pathway(self, levels: Tensor, sparsity: float) -> Pathway:
-        """Return the pathways of one sparsity of the grid."""
-        return from_flat(levels > self.sparsities.index(sparsity), self.taps, self.granularity)
+    def level_of(self, pathway: Pathway) -> Tensor:
+        """Give the neurons of pathways that have a sparsity of their own one level: uint8 [B, N]."""
+        return pathway.flat().to(torch.uint8)
+
+    def pathway(self, levels: Tensor, sparsity: float | None) -> Pathway:
+        """Return the pathways of one sparsity of the grid, or those that have their own."""
+        level = 0 if sparsity is None else self.sparsities.index(sparsity)
+        return from_flat(levels > level, self.taps, self.granularity)
 
     def save(self, batch: int, levels: Mapping[str, Tensor]) -> None:
         """Store a batch.
 
         Args:
             batch: Its number.
-            levels: By method, as `levels` returns them.
+            levels: By method, as `levels` or `level_of` returns them.
         """
         arrays = {name: values.cpu().numpy() for name, values in levels.items()}
         with write_whole(self._path(batch)) as file:

@@ -19,6 +19,9 @@ from pathlens.explanation import (
     PathwaySource,
 )
 
+_FITTED = frozenset({PathwaySource.TRANSFERRED, PathwaySource.GENERATED})
+"""Sources whose pathways have the granularity of the bundle and a sparsity of their own."""
+
 
 def check_options(
     options: ExplanationOptions, sources: Collection[PathwaySource], granularity: Granularity, classes: int
@@ -28,33 +31,36 @@ def check_options(
     Args:
         options: What was asked.
         sources: The sources that this bundle can answer.
-        granularity: Of the stored class pathways.
+        granularity: Of the stored class pathways and of the generator.
         classes: Number of classes.
 
     Raises:
         InvalidRequestError: If an option is out of range or contradicts another.
         FailedPreconditionError: If this bundle lacks what was asked for.
     """
-    transferred = options.source is PathwaySource.TRANSFERRED
     # A transferred pathway that is not stored is reported class by class, with the class's name.
-    if options.source not in sources and not transferred:
+    if options.source not in sources and options.source is not PathwaySource.TRANSFERRED:
         available = ", ".join(source.name for source in sources)
         raise FailedPreconditionError(
-            f"This model cannot answer source {options.source.name}; available: {available}.",
+            f"This model cannot answer source {options.source.name}; available: {available}. For generated "
+            "pathways, fit the bundle with --source generated.",
             reason="PATHWAY_SOURCE_UNAVAILABLE",
             field="options.source",
             metadata={"source": options.source.name, "available": available},
         )
-    if transferred and options.sparsity is not None:
+    fitted = options.source in _FITTED
+    if fitted and options.sparsity is not None:
         raise invalid_option(
-            "sparsity", options.sparsity, "is fixed for TRANSFERRED pathways; leave it out or ask for source NEURON_MCT"
+            "sparsity",
+            options.sparsity,
+            f"is found by {options.source.name} pathways themselves; leave it out or ask for source NEURON_MCT",
         )
     if options.sparsity is not None and not 0 <= options.sparsity < 1:
         raise invalid_option("sparsity", options.sparsity, "must be in [0, 1)")
-    if transferred and options.granularity not in (None, granularity):
+    if fitted and options.granularity not in (None, granularity):
         raise FailedPreconditionError(
-            f"The stored class pathways have granularity {granularity.name}; leave the granularity out, or ask for "
-            "source NEURON_MCT.",
+            f"The {options.source.name} pathways of this model have granularity {granularity.name}; leave the "
+            "granularity out, or ask for source NEURON_MCT.",
             reason="GRANULARITY_UNAVAILABLE",
             field="options.granularity",
             metadata={"available": granularity.name},

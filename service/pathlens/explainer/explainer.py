@@ -1,8 +1,9 @@
 """The explainer: a batch of requests in, a batch of results out.
 
 Items of one batch may ask for different sources, targets and outputs. What can be computed together is: one forward
-pass predicts the items, one backward pass for each rank of target finds the contributions of all NeuronMCT items, and
-one forward and backward pass of the pathway network serves every target of every item, whatever its source.
+pass predicts the items, one pass of the generator makes the pathways of all generated items from what that pass
+computed anyway, one backward pass for each rank of target finds the contributions of all NeuronMCT items, and one
+forward and backward pass of the pathway network serves every target of every item of one ablation, whatever its source.
 """
 
 from collections import defaultdict
@@ -29,10 +30,12 @@ from pathlens.explainer.checks import (
     check_prediction_count,
     check_tensor,
 )
-from pathlens.explainer.item import Item, Row, errors_of
-from pathlens.explainer.results import ResultBuilder, find_top_neurons
+from pathlens.explainer.generation import generate_rows
+from pathlens.explainer.item import Item, PredictionPass, Row, errors_of
+from pathlens.explainer.results import ResultBuilder, find_top_neurons, tap_frequencies
 from pathlens.explainer.stage_clock import StageClock
 from pathlens.explanation import (
+    Ablation,
     ExplanationOptions,
     ExplanationRequest,
     ExplanationResult,
@@ -43,6 +46,7 @@ from pathlens.explanation import (
     PathwaySource,
     ServedModel,
 )
+from pathlens.generator.generator import PathwayGenerator
 from pathlens.pathways.bank import ClassPathwayBank
 from pathlens.pathways.contributions import Contributions, first_order
 from pathlens.pathways.neuron_intgrad import neuron_intgrad
@@ -70,6 +74,7 @@ class Explainer:
         default_sparsity: Of contribution sources when a request states none, in [0, 1).
         model: Name, version and bundle hash, repeated in every result.
         limits: What images are accepted.
+        generator: Makes the pathway of an image, of the granularity of the bank; None without one.
     """
 
     def __init__(
@@ -81,15 +86,22 @@ class Explainer:
         default_sparsity: float,
         model: ServedModel = ServedModel(),
         limits: DecodingLimits = DecodingLimits(),
+        generator: PathwayGenerator | None = None,
     ) -> None:
         if len(labels) != classifier.classes:
             raise ValueError(
                 f"{len(labels)} labels for {classifier.classes} classes; expected one label for each class"
             )
+        if generator is not None and generator.granularity is not bank.granularity:
+            raise ValueError(
+                f"the generator makes {generator.granularity.value} pathways, the bank holds {bank.granularity.value} "
+                "pathways; expected one granularity"
+            )
         self.classifier = classifier
         self.preprocessing = preprocessing
         self.labels = tuple(labels)
         self.bank = bank.to(classifier.device)
+        self.generator = None if generator is None else generator.frozen(classifier.device)
         self.default_sparsity = default_sparsity
         self.model = model
         self.limits = limits
@@ -129,11 +141,11 @@ class Explainer:
             if not item.expire():
                 with errors_of(item):
                     self._decode(item)
-        for traced in (False, True):
-            for chunk in _chunks([item for item in items if item.needs_trace is traced]):
+        for kind in PredictionPass:
+            for chunk in _chunks([item for item in items if item.prediction_pass is kind]):
                 if live := [item for item in chunk if not item.expire()]:
                     with errors_of(*live):
-                        self._predict(live, traced, clock)
+                        self._predict(live, kind, clock)
         rows = [row for item in items if item.error is None for row in item.rows if row.needs_run]
         if rows:
             clock.switch("gradient")
@@ -144,8 +156,13 @@ class Explainer:
                 with errors_of(item):
                     item.result = self._build_result(item)
 
-    def class_pathway(self, selector: int | str) -> ClassPathway:
-        """Return the stored pathway of a class, by index or label.
+    def class_pathway(self, selector: int | str, with_frequencies: bool = False) -> ClassPathway:
+        """Return the stored pathway of a class.
+
+        Args:
+            selector: Index or label of the class.
+            with_frequencies: Whether to add how often the instance pathways keep each neuron: 32 times as much data
+                as the pathway itself.
 
         Raises:
             NotFoundError: If there is no such class.
@@ -155,9 +172,16 @@ class Explainer:
         pathway = self.bank.transfer([index])
         sparsity = float(pathway.sparsity[0])
         statistics = self.bank.statistics[index]
-        label, masks = self.labels[index], pathway.tap_masks()
         return ClassPathway(
-            index, label, pathway.granularity, pathway.ablation, sparsity, masks, statistics, self.model
+            class_index=index,
+            label=self.labels[index],
+            granularity=pathway.granularity,
+            ablation=pathway.ablation,
+            sparsity=sparsity,
+            pathway=pathway.tap_masks(),
+            statistics=statistics,
+            frequencies=tap_frequencies(self.bank, index) if with_frequencies else (),
+            model=self.model,
         )
 
     def describe(self) -> ModelDescription:
@@ -170,15 +194,18 @@ class Explainer:
             taps=tuple(TapDescription(tap.name, tap.activation, tap.shape) for tap in self.classifier.taps),
             sources=self.sources,
             granularity=self.bank.granularity,
+            ablation=self.bank.replacement.ablation,
             default_sparsity=self.default_sparsity,
             class_pathway_count=len(self.bank),
+            classes_without_pathway=tuple(index for index in range(len(self.labels)) if index not in self.bank),
         )
 
     @property
     def sources(self) -> tuple[PathwaySource, ...]:
         """The pathway sources that this explainer can answer."""
         stored = (PathwaySource.TRANSFERRED,) if len(self.bank) else ()
-        return (*stored, PathwaySource.NEURON_MCT, PathwaySource.NEURON_INTGRAD)
+        generated = (PathwaySource.GENERATED,) if self.generator is not None else ()
+        return (*stored, *generated, PathwaySource.NEURON_MCT, PathwaySource.NEURON_INTGRAD)
 
     # Stage "decode": bytes or arrays into the classifier's input.
 
@@ -201,13 +228,16 @@ class Explainer:
 
     # Stages "predict" and "pathway": logits, targets and a pathway for each target.
 
-    def _predict(self, items: Sequence[Item], traced: bool, clock: StageClock) -> None:
+    def _predict(self, items: Sequence[Item], kind: PredictionPass, clock: StageClock) -> None:
         clock.switch("predict")
         images = torch.stack([item.tensor for item in items]).to(self.classifier.device)
         trace: Trace | None = None
-        if traced:
+        if kind is PredictionPass.TRACED:
             trace = self.classifier.trace(images)
             logits = trace.logits.detach()
+        elif kind is PredictionPass.RECORDED:
+            trace = self.classifier.observe(images)
+            logits = trace.logits
         else:
             with torch.no_grad():
                 logits = self.classifier(images)
@@ -220,8 +250,12 @@ class Explainer:
                     targets[-1] = self._targets(item)
         if any(targets):
             clock.switch("pathway")
-        if trace is not None:
+        if trace is not None and kind is PredictionPass.TRACED:
             self._select(items, targets, trace)
+            return
+        if trace is not None and any(targets):
+            assert self.generator is not None, "the options were checked"  # noqa: S101
+            generate_rows(self.generator, self.bank, items, targets, logits, trace.activations)
             return
         for item, classes in zip(items, targets, strict=True):
             if classes:
@@ -297,10 +331,10 @@ class Explainer:
     # Stage "gradient": the pathway network, forward and backward.
 
     def _run_pathways(self, rows: Sequence[Row]) -> None:
-        groups: dict[tuple[Granularity, bool], list[Row]] = defaultdict(list)
+        groups: dict[tuple[Granularity, Ablation, bool], list[Row]] = defaultdict(list)
         for row in rows:
-            groups[row.pathway.granularity, row.needs_gradient].append(row)
-        for (_, needs_gradient), group in groups.items():
+            groups[row.pathway.granularity, row.pathway.ablation, row.needs_gradient].append(row)
+        for (_, _, needs_gradient), group in groups.items():
             for chunk in _chunks(group):
                 if live := [row for row in chunk if not row.item.expire()]:
                     with errors_of(*(row.item for row in live)):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +29,23 @@ _DRAWN_FROM_GRADIENT = frozenset({Output.MAP, Output.HEATMAP, Output.OVERLAY})
 _logger = logging.getLogger(__name__)
 
 
+class PredictionPass(Enum):
+    """What the pass that predicts an item has to leave behind, beside the logits."""
+
+    PLAIN = "plain"
+    """Nothing."""
+    RECORDED = "recorded"
+    """The outputs of the taps, for the generator."""
+    TRACED = "traced"
+    """The outputs of the taps and the graph that contributions are computed from."""
+
+
+_PASSES = {
+    PathwaySource.GENERATED: PredictionPass.RECORDED,
+    PathwaySource.NEURON_MCT: PredictionPass.TRACED,
+}
+
+
 @dataclass(eq=False)
 class Item:
     """One request on its way through the stages; its first error ends its way."""
@@ -41,9 +59,11 @@ class Item:
     result: ExplanationResult | None = None
 
     @property
-    def needs_trace(self) -> bool:
-        """Whether the prediction pass must keep what contributions are computed from."""
-        return self.request.options is not None and self.options.source is PathwaySource.NEURON_MCT
+    def prediction_pass(self) -> PredictionPass:
+        """What the prediction pass must keep."""
+        if self.request.options is None:
+            return PredictionPass.PLAIN
+        return _PASSES.get(self.options.source, PredictionPass.PLAIN)
 
     @property
     def is_integrated(self) -> bool:

@@ -1,5 +1,6 @@
 """From tensors to results: probabilities, masks, maps and pictures."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 from pathlens.attribution.picture import draw_heatmap, draw_overlay
 from pathlens.attribution.reduction import reduce_channels
 from pathlens.classifier.preprocessing import Preprocessing
+from pathlens.description import TapFrequency
 from pathlens.explainer.item import Item, Row
 from pathlens.explanation import Explanation, Faithfulness, NeuronContribution, Output, Prediction
 from pathlens.pathways.bank import ClassPathwayBank
 from pathlens.pathways.contributions import Contributions
-from pathlens.pathways.pathway import Pathway
+from pathlens.pathways.pathway import Pathway, mask_shape
 
 
 class ResultBuilder:
@@ -77,6 +79,16 @@ def _faithfulness(row: Row) -> Faithfulness | None:
     whole, alone = row.item.probabilities, row.logits.softmax(0)
     p, q = float(whole[row.target]), float(alone[row.target])
     return Faithfulness(p, q, max(0.0, p - q) / p if p > 0 else 0.0, int(alone.argmax()) == int(whole.argmax()))
+
+
+def tap_frequencies(bank: ClassPathwayBank, label: int) -> tuple[TapFrequency, ...]:
+    """Return how often the instance pathways of a class with a stored pathway keep each neuron, tap after tap."""
+    shapes = [mask_shape(tap, bank.granularity) for tap in bank.taps]
+    parts = torch.split(bank.counts[label].frequency.float(), [math.prod(shape) for shape in shapes])
+    return tuple(
+        TapFrequency(tap.name, part.reshape(shape).cpu().numpy())
+        for tap, part, shape in zip(bank.taps, parts, shapes, strict=True)
+    )
 
 
 def find_top_neurons(pathway: Pathway, contributions: Contributions, count: int) -> tuple[NeuronContribution, ...]:

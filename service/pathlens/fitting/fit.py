@@ -1,9 +1,10 @@
-"""Fitting: instance pathways of many images become the class-pathway bank, and the bank is put to the test."""
+"""Fitting: from a classifier and images to a generator, class pathways that were put to the test, and a bundle."""
 
+import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,180 +14,309 @@ from pathlens.bundle.store import Bundle
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
-from pathlens.description import ClassPathwayStatistics
+from pathlens.description import ClassPathwaySelection
 from pathlens.errors import FitError
-from pathlens.evaluation.transfer import HeldOut, measure_transfer
-from pathlens.explanation import Granularity, PathwaySource
-from pathlens.pathways.bank import ClassCounts, ClassPathwayBank, count_pathways
+from pathlens.evaluation.transfer import HeldOut
+from pathlens.explanation import PathwaySource
+from pathlens.fitting.batch_plan import BatchPlan
+from pathlens.fitting.checkpoint import Checkpoint
+from pathlens.fitting.held_out_test import HeldOutTest
+from pathlens.fitting.progress import FitProgress, Silence
+from pathlens.fitting.reading import ImageReader
+from pathlens.fitting.settings import FitSettings
+from pathlens.fitting.survey import Survey, survey
+from pathlens.fitting.training_loop import run_training
+from pathlens.generator.class_pathways import ClassPathwaySettings, ClassPathwayTraining
+from pathlens.generator.generator import PathwayGenerator
+from pathlens.generator.parallel import ProcessGroup
+from pathlens.generator.training import GeneratorSettings, GeneratorTraining
+from pathlens.pathways.bank import ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import contributions_of_trace
 from pathlens.pathways.pathway import Pathway
-from pathlens.pathways.random_control import random_pathway
+from pathlens.pathways.replacement import Replacement
 from pathlens.version import __version__
 
-Progress = Callable[[Iterable[int], str, int], Iterable[int]]
-"""Wraps positions to show how far the work is: (positions, description, how many)."""
+SILENCE = Silence()
+ALONE = ProcessGroup()
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """How a bundle is fitted.
+@dataclass(frozen=True, eq=False)
+class FitSubject:
+    """What is fitted, on what.
 
     Attributes:
-        name: Name under which it will be served.
-        granularity: What counts as one neuron.
-        sparsity: Of the instance pathways, in [0, 1).
-        threshold: τ, the share of a class's pathways that must keep a neuron, in (0, 1].
-        minimum_images: A class with fewer images gets no pathway rather than a made-up one.
-        held_out: Fraction of the images that build no pathway but test the bank, in (0, 0.5].
-        largest_held_out: Most held-out images; they are kept in memory, and fewer are held out of many.
-        others: Most held-out images of other classes that test one class.
-        batch_size: Images in one pass.
-        seed: Of the random control and of the choice among other classes' images.
+        classifier: The captured classifier, on the device to compute on.
+        preprocessing: From pixels to the classifier's input.
+        labels: One per class; labels of the images are not needed, the classifier's predictions are.
+        images: What to fit on.
+        workers: Processes that read images.
     """
 
-    name: str
-    granularity: Granularity = Granularity.CHANNEL
-    sparsity: float = 0.8
-    threshold: float = 0.7
-    minimum_images: int = 5
-    held_out: float = 0.2
-    largest_held_out: int = 512
-    others: int = 64
-    batch_size: int = 16
-    seed: int = 0
+    classifier: CapturedClassifier
+    preprocessing: Preprocessing
+    labels: Sequence[str]
+    images: ImageSource
+    workers: int = 0
 
 
 def fit(
-    classifier: CapturedClassifier,
-    preprocessing: Preprocessing,
-    labels: Sequence[str],
-    images: ImageSource,
+    subject: FitSubject,
     settings: FitSettings,
-    progress: Progress = lambda positions, _description, _total: positions,
-) -> Bundle:
-    """Build and test the class-pathway bank; labels of the images are not needed, the classifier's predictions are.
+    unfinished: Path,
+    progress: FitProgress = SILENCE,
+    group: ProcessGroup = ALONE,
+    restart: bool = False,
+) -> Bundle | None:
+    """Fit a bundle, going on where an interrupted fit with the same settings stopped.
 
     Args:
-        classifier: The captured classifier, on the device to compute on.
-        preprocessing: From pixels to the classifier's input.
-        labels: One per class.
-        images: What to fit on.
+        subject: What is fitted.
         settings: How.
+        unfinished: Folder of the checkpoints, removed by the caller once the bundle is written.
         progress: Shows how far the work is.
+        group: The processes that train together.
+        restart: Whether to discard an unfinished fit.
+
+    Returns:
+        The bundle; None in all processes of a group but the first.
 
     Raises:
-        FitError: If the labels do not fit, no class has enough images, or no held-out image can be read.
+        FitError: If the labels do not fit, no class has enough images, an output is not finite, no held-out image can
+            be read, or `unfinished` holds a fit with other settings.
     """
-    if len(labels) != classifier.classes:
-        raise FitError(f"{len(labels)} labels were given for {classifier.classes} classes.")
-    # Evenly spread, so that images sorted by class are sampled from every class.
-    stride = max(2, round(1 / settings.held_out), math.ceil(len(images) / settings.largest_held_out))
-    testing = list(range(0, len(images), stride))
-    building = sorted(set(range(len(images))) - set(testing))
-    work = _Work(classifier, preprocessing, images, settings, progress)
-    totals = count_pathways(
-        (batch.predicted, pathway) for batch, pathway in work.pathways(building, "Instance pathways")
-    )
-    enough = {label: total for label, total in totals.items() if total.images >= settings.minimum_images}
-    if not enough:
-        most = max((total.images for total in totals.values()), default=0)
-        raise FitError(
-            f"No class has {settings.minimum_images} images: of {len(images)} given, {len(testing)} are held out for "
-            f"the test, {len(images.skipped)} could not be read, and at most {most} were predicted as one class. Give "
-            "more images or lower --minimum-images."
-        )
-    bank = ClassPathwayBank(classifier.taps, settings.granularity, settings.threshold, enough).to(classifier.device)
-    batches: list[HeldOut] = []
-    overlaps: dict[int, list[float]] = defaultdict(list)
-    for batch, pathway in work.pathways(testing, "Held-out images"):
-        batches.append(batch)
-        for row, label in enumerate(batch.predicted.tolist()):
-            if label in bank:
-                overlaps[label].append(float(pathway[[row]].iou(bank.transfer([label]))[0]))
-    if not batches:
-        raise FitError(f"None of the {len(testing)} held-out images could be read: {'; '.join(images.skipped[:3])}")
-    held_out = HeldOut(
-        torch.cat([batch.images for batch in batches]), torch.cat([batch.probabilities for batch in batches])
-    )
-    statistics = {
-        label: work.test(bank, label, enough[label], held_out, overlaps[label])
-        for label in progress(sorted(enough), "Testing class pathways", len(enough))
+    classifier = subject.classifier
+    if len(subject.labels) != classifier.classes:
+        raise FitError(f"{len(subject.labels)} labels were given for {classifier.classes} classes.")
+    identity = {
+        "settings": dict(settings.to_json()),
+        "classifier": classifier.fingerprint,
+        "preprocessing": subject.preprocessing.to_json(),
+        "images": len(subject.images),
+        "names": _digest(subject.images.name(position) for position in range(len(subject.images))),
+        "processes": group.size,
     }
-    return Bundle(
-        name=settings.name,
-        classifier=classifier,
-        preprocessing=preprocessing,
-        labels=tuple(labels),
-        bank=ClassPathwayBank(classifier.taps, settings.granularity, settings.threshold, enough, statistics),
-        source=PathwaySource.NEURON_MCT,
-        instance_sparsity=settings.sparsity,
-        minimum_images=settings.minimum_images,
-        fit=FitPart(
-            images=sum(total.images for total in totals.values()),
-            held_out_images=len(held_out.images),
-            skipped_images=len(images.skipped),
-            seed=settings.seed,
-            pathlens_version=__version__,
-            torch_version=torch.__version__,
-        ),
-    )
+    with Checkpoint(unfinished, identity, group.is_first, restart) as checkpoint:
+        group.wait()
+        return _Fit(subject, settings, checkpoint, progress, group).run()
 
 
-@dataclass(frozen=True)
-class _Work:
-    classifier: CapturedClassifier
-    preprocessing: Preprocessing
-    images: ImageSource
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    subject: FitSubject
     settings: FitSettings
-    progress: Progress
+    checkpoint: Checkpoint
+    progress: FitProgress
+    group: ProcessGroup
 
-    def pathways(self, positions: list[int], description: str) -> Iterator[tuple[HeldOut, Pathway]]:
-        """Predict images and find the pathway of each prediction, batch by batch."""
-        for batch in self._batches(positions, description):
-            trace = self.classifier.trace(batch)
-            logits = trace.logits.detach()
-            if not bool(logits.isfinite().all()):
-                raise FitError(
-                    "The classifier's output is not finite for an image; check its weights and --mean, --std."
-                )
-            predicted = HeldOut(batch, logits.softmax(1))
-            granularity = self.settings.granularity
-            contributions = contributions_of_trace(self.classifier, trace, predicted.predicted, granularity)
-            yield predicted, contributions.select(self.settings.sparsity)
-
-    def test(
-        self, bank: ClassPathwayBank, label: int, counts: ClassCounts, held_out: HeldOut, overlaps: list[float]
-    ) -> ClassPathwayStatistics:
-        """Measure one class pathway, and a random one of the same size, on held-out images."""
-        chosen = self._members_and_others(label, held_out)
-        pathway = bank.transfer([label])
-        control = random_pathway(pathway, self.settings.seed + label)
-        return ClassPathwayStatistics(
-            image_count=counts.images,
-            threshold=bank.threshold,
-            source=PathwaySource.NEURON_MCT,
-            mean_instance_sparsity=counts.sparsity_sum / counts.images,
-            mean_instance_iou=sum(overlaps) / len(overlaps) if overlaps else None,
-            figures=measure_transfer(self.classifier, pathway, label, chosen),
-            random_control=measure_transfer(self.classifier, control, label, chosen),
+    def run(self) -> Bundle | None:
+        subject, settings, classifier = self.subject, self.settings, self.subject.classifier
+        # Evenly spread, so that images sorted by class are sampled from every class.
+        total = len(subject.images)
+        stride = max(2, round(1 / settings.held_out), math.ceil(total / settings.largest_held_out))
+        testing = list(range(0, total, stride))
+        building = sorted(set(range(total)) - set(testing))
+        seen = self._survey(building)
+        readable = [position for position in building if position not in subject.images.reasons]
+        enough = [label for label, count in enumerate(seen.images.tolist()) if count >= settings.minimum_images]
+        self._check(enough, seen, len(testing))
+        masks, replacement = self._class_pathways(enough, readable, seen)
+        generator = self._generator(readable, seen, replacement)
+        if not self.group.is_first:
+            return None
+        totals = count_pathways(
+            (batch.predicted, pathway)
+            for batch, pathway in self._pathways(readable, "Instance pathways", generator, replacement)
+        )
+        few = {label: count for label, count in enumerate(seen.images.tolist()) if label not in enough}
+        bank = ClassPathwayBank(
+            taps=classifier.taps,
+            granularity=settings.granularity,
+            threshold=settings.threshold,
+            counts={label: totals[label] for label in enough},
+            masks=masks,
+            replacement=replacement,
+            too_few=few,
+        ).to(classifier.device)
+        held_out = self._test(bank, testing, generator, replacement)
+        return Bundle(
+            name=settings.name,
+            classifier=classifier,
+            preprocessing=subject.preprocessing,
+            labels=tuple(subject.labels),
+            bank=bank.to("cpu"),
+            generator=generator.frozen("cpu") if generator is not None else None,
+            source=settings.source,
+            instance_sparsity=settings.sparsity,
+            minimum_images=settings.minimum_images,
+            fit=FitPart(
+                images=int(seen.images.sum()),
+                held_out_images=held_out,
+                skipped_images=len(subject.images.skipped),
+                seed=settings.seed,
+                pathlens_version=__version__,
+                torch_version=torch.__version__,
+                settings=dict(settings.to_json()),
+            ),
         )
 
-    def _members_and_others(self, label: int, held_out: HeldOut) -> list[HeldOut]:
-        member = held_out.predicted == label
-        others = (~member).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(self.settings.seed + label)
-        order = torch.randperm(len(others), generator=generator)[: self.settings.others]
-        rows = torch.cat([member.nonzero()[:, 0], others[order.to(others.device)]])
-        parts = torch.split(rows, self.settings.batch_size)
-        return [HeldOut(held_out.images[part], held_out.probabilities[part]) for part in parts]
+    # What each stage finds out; every stage but the last is in the checkpoint once it is done.
 
-    def _batches(self, positions: list[int], description: str) -> Iterator[Tensor]:
-        batch: list[Tensor] = []
-        for position in self.progress(positions, description, len(positions)):
-            for _, pixels in self.images.select([position]):
-                batch.append(torch.from_numpy(self.preprocessing.apply(pixels)))
-            if len(batch) == self.settings.batch_size:
-                yield torch.stack(batch).to(self.classifier.device)
-                batch = []
-        if batch:
-            yield torch.stack(batch).to(self.classifier.device)
+    def _survey(self, building: list[int]) -> Survey:
+        images, classifier = self.subject.images, self.subject.classifier
+        stored = self.checkpoint.load("survey")
+        if stored is None:
+            with self.progress.stage("Survey", len(building)) as stage:
+
+                def shown() -> Iterator[Tensor]:
+                    for positions, batch in self._reader.read(self._batches(building)):
+                        yield batch
+                        stage.advance(len(positions))
+
+                seen = survey(classifier, shown())
+            means, magnitudes = list(seen.means), list(seen.magnitudes)
+            self.checkpoint.save("survey", [seen.images, means, magnitudes, images.reasons])
+            return seen
+        counts, means, magnitudes, reasons = stored
+        images.reasons.update(reasons)
+        device = classifier.device
+        return Survey(
+            classifier.taps,
+            counts,
+            tuple(mean.to(device) for mean in means),
+            tuple(magnitude.to(device) for magnitude in magnitudes),
+        )
+
+    def _check(self, enough: list[int], seen: Survey, testing: int) -> None:
+        settings, images = self.settings, self.subject.images
+        needed = 2 if settings.selection is ClassPathwaySelection.TWO_SIDED else 1
+        if len(enough) < needed:
+            # Whoever lowers the number changes the settings, which are those of the survey's checkpoint as well.
+            self.checkpoint.discard()
+            raise FitError(
+                f"{len(enough) or 'No'} class{'' if len(enough) == 1 else 'es'} of {len(seen.images)} got "
+                f"{settings.minimum_images} images, and {needed} must: of {len(images)} given, {testing} are held out "
+                f"for the test, {len(images.skipped)} could not be read, and at most {int(seen.images.max())} were "
+                "predicted as one class. Give more images or lower --minimum-images."
+            )
+
+    def _class_pathways(
+        self, enough: list[int], readable: list[int], seen: Survey
+    ) -> tuple[dict[int, Tensor], Replacement]:
+        """Train two-sided class pathways where they are wanted, and the constants of removed neurons with them."""
+        settings = self.settings
+        replacement = seen.replacement(settings.ablation)
+        if settings.selection is not ClassPathwaySelection.TWO_SIDED:
+            return {}, replacement
+        training = ClassPathwayTraining(
+            self._training_classifier,
+            enough,
+            replacement,
+            ClassPathwaySettings(
+                granularity=settings.granularity,
+                steps=settings.class_steps,
+                agreement=settings.class_agreement,
+                forcing=settings.class_forcing,
+            ),
+            self.group,
+            settings.seed,
+        )
+        plan = BatchPlan(readable, settings.training_batch, settings.class_steps, settings.seed)
+        self._train(training, "class-pathways", plan)
+        return training.masks(), training.replacement()
+
+    def _generator(self, readable: list[int], seen: Survey, replacement: Replacement) -> PathwayGenerator | None:
+        settings = self.settings
+        if settings.source is not PathwaySource.GENERATED:
+            return None
+        training = GeneratorTraining(
+            self._training_classifier,
+            seen.magnitudes,
+            replacement,
+            GeneratorSettings(
+                granularity=settings.granularity,
+                steps=settings.generator_steps,
+                price=settings.price,
+                agreement=settings.agreement,
+            ),
+            self.group,
+            settings.seed,
+        )
+        plan = BatchPlan(readable, settings.training_batch, settings.generator_steps, settings.seed + 1)
+        self._train(training, "generator", plan)
+        return training.generator.frozen()
+
+    def _train(self, training: ClassPathwayTraining | GeneratorTraining, name: str, plan: BatchPlan) -> None:
+        if len(plan[0]) < self.group.size:
+            # A process without a share would take no step, and the others would wait for it.
+            raise FitError(
+                f"A batch of {len(plan[0])} images cannot be shared by {self.group.size} processes; raise "
+                "--training-batch, give more images, or start fewer processes."
+            )
+        device = self.subject.classifier.device
+        run_training(training, name, plan, self._reader, self.checkpoint, self.progress, self.group, device)
+
+    def _test(
+        self, bank: ClassPathwayBank, testing: list[int], generator: PathwayGenerator | None, replacement: Replacement
+    ) -> int:
+        """Fill the bank's statistics; return the number of held-out images."""
+        settings, images = self.settings, self.subject.images
+        batches, pathways = [], []
+        for batch, pathway in self._pathways(testing, "Held-out images", generator, replacement):
+            batches.append(batch)
+            pathways.append(pathway)
+        if not batches:
+            raise FitError(f"None of the {len(testing)} held-out images could be read: {'; '.join(images.skipped[:3])}")
+        held_out = HeldOut(
+            torch.cat([batch.images for batch in batches]), torch.cat([batch.probabilities for batch in batches])
+        )
+        test = HeldOutTest(
+            self.subject.classifier,
+            held_out,
+            Pathway.concatenate(pathways),
+            settings.others,
+            settings.batch_size,
+            settings.seed,
+        )
+        overlaps = test.overlaps()
+        with self.progress.stage("Testing class pathways", len(bank)) as stage:
+            for label in bank.counts:
+                bank.statistics[label] = test.statistics(bank, label, overlaps.get(label), settings.source)
+                stage.advance(1)
+        return len(held_out.images)
+
+    def _pathways(
+        self, positions: list[int], name: str, generator: PathwayGenerator | None, replacement: Replacement
+    ) -> Iterator[tuple[HeldOut, Pathway]]:
+        """Predict images and find the pathway of each prediction, batch by batch."""
+        classifier, settings = self.subject.classifier, self.settings
+        with self.progress.stage(name, len(positions)) as stage:
+            for read, values in self._reader.read(self._batches(positions)):
+                images = values.to(classifier.device)
+                if generator is not None:
+                    whole = classifier.observe(images)
+                    logits, activations = whole.logits, whole.activations
+                    predicted = HeldOut(images, logits.softmax(1))
+                    yield predicted, generator.pathways(activations, replacement.select(predicted.predicted))
+                else:
+                    trace = classifier.trace(images)
+                    predicted = HeldOut(images, trace.logits.detach().softmax(1))
+                    contributions = contributions_of_trace(classifier, trace, predicted.predicted, settings.granularity)
+                    pathway = contributions.select(settings.sparsity)
+                    yield predicted, pathway.under(replacement.select(predicted.predicted))
+                stage.advance(len(read))
+
+    @property
+    def _reader(self) -> ImageReader:
+        return ImageReader(self.subject.images, self.subject.preprocessing, self.subject.workers)
+
+    def _batches(self, positions: list[int]) -> list[list[int]]:
+        size = self.settings.batch_size
+        return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+    @property
+    def _training_classifier(self) -> CapturedClassifier:
+        return self.subject.classifier.to(dtype=getattr(torch, self.settings.precision))

@@ -11,7 +11,8 @@ from pathlens.classifier.taps import Tap
 from pathlens.description import ClassPathwayStatistics
 from pathlens.errors import FailedPreconditionError
 from pathlens.explanation import Granularity
-from pathlens.pathways.pathway import Pathway, from_flat
+from pathlens.pathways.pathway import ZERO, Pathway, from_flat
+from pathlens.pathways.replacement import Replacement
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,10 @@ def count_pathways(batches: Iterable[tuple[Tensor, Pathway]]) -> dict[int, Class
 
 
 class ClassPathwayBank:
-    """Stored class pathways: neuron i belongs to class c if at least a fraction τ of the pathways of c keep it.
+    """Stored class pathways.
+
+    By frequency, neuron i belongs to class c if at least a fraction τ of the instance pathways of c keep it. A class
+    may have a mask of its own instead, learned to be two-sided.
 
     Args:
         taps: The taps of the classifier.
@@ -68,6 +72,9 @@ class ClassPathwayBank:
         threshold: τ, in (0, 1].
         counts: How often each neuron was kept, for every class that has a pathway.
         statistics: What was measured of the class pathways.
+        masks: Learned masks by class, bool [N]; they take the place of the masks by frequency.
+        replacement: What stands in for removed neurons, with one row for all classes or one for each of all K classes.
+        too_few: How many images were predicted as each class that has none for lack of images.
     """
 
     def __init__(
@@ -77,6 +84,9 @@ class ClassPathwayBank:
         threshold: float,
         counts: Mapping[int, ClassCounts],
         statistics: Mapping[int, ClassPathwayStatistics] | None = None,
+        masks: Mapping[int, Tensor] | None = None,
+        replacement: Replacement = ZERO,
+        too_few: Mapping[int, int] | None = None,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is {threshold}; expected a number in (0, 1]")
@@ -85,10 +95,16 @@ class ClassPathwayBank:
         self.threshold = threshold
         self.counts = dict(sorted(counts.items()))
         self.statistics = dict(statistics or {})
+        self.masks = dict(masks or {})
+        self.replacement = replacement
+        self.too_few = dict(sorted((too_few or {}).items()))
         self._rows = {label: row for row, label in enumerate(self.counts)}
+        chosen = [self.masks.get(label, self._by_frequency(total)) for label, total in self.counts.items()]
+        self._pathways = from_flat(torch.stack(chosen), taps, granularity) if chosen else None
+
+    def _by_frequency(self, total: ClassCounts) -> Tensor:
         # Rounding must not turn τ = 0.7 of 10 images into 8: the tolerance is far below one image.
-        masks = [total.kept >= max(threshold * total.images - 1e-6, 1) for total in self.counts.values()]
-        self._pathways = from_flat(torch.stack(masks), taps, granularity) if masks else None
+        return total.kept >= max(self.threshold * total.images - 1e-6, 1)
 
     def __contains__(self, label: object) -> bool:
         """Tell whether a class has a stored pathway."""
@@ -108,18 +124,44 @@ class ClassPathwayBank:
             FailedPreconditionError: If a class has no stored pathway.
         """
         for label in classes:
-            if label not in self._rows or self._pathways is None:
-                raise FailedPreconditionError(
-                    f"Class {label} has no stored pathway: too few images were predicted as it when the bundle was "
-                    "fitted. Fit with more images of it, or ask for source NEURON_MCT.",
-                    reason="CLASS_PATHWAY_MISSING",
-                    metadata={"class_index": label},
-                )
+            self._check(label)
         assert self._pathways is not None, "transfer needs at least one class"  # noqa: S101
-        return self._pathways[[self._rows[label] for label in classes]]
+        pathway = self._pathways[[self._rows[label] for label in classes]]
+        return pathway.under(self.replacement_of(torch.tensor(classes)))
+
+    def by_frequency(self, label: int) -> Pathway:
+        """Return the mask of a class at τ, whatever mask is stored.
+
+        Raises:
+            FailedPreconditionError: If the class has no stored pathway.
+        """
+        self._check(label)
+        flat = self._by_frequency(self.counts[label])[None]
+        pathway = from_flat(flat, self.taps, self.granularity).under(self.replacement_of(torch.tensor([label])))
+        return pathway if self._pathways is None else pathway.to(self._pathways.masks[0].device)
+
+    def replacement_of(self, classes: Tensor) -> Replacement:
+        """Return what stands in for removed neurons in images of these classes.
+
+        Args:
+            classes: int64 [B].
+        """
+        return self.replacement.select(classes)
 
     def to(self, device: torch.device | str) -> "ClassPathwayBank":
         """Return the same bank with its masks on a device; this one stays where it is."""
         moved = copy.copy(self)
         moved._pathways = self._pathways.to(device) if self._pathways is not None else None
+        moved.replacement = self.replacement.to(device)
         return moved
+
+    def _check(self, label: int) -> None:
+        if label in self._rows:
+            return
+        seen = self.too_few.get(label, 0)
+        raise FailedPreconditionError(
+            f"Class {label} has no stored pathway: only {seen} of the images that the bundle was fitted on were "
+            "predicted as it. Fit with more images of it, or ask for source NEURON_MCT.",
+            reason="CLASS_PATHWAY_MISSING",
+            metadata={"class_index": label, "images": seen},
+        )

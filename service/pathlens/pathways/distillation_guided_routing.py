@@ -88,7 +88,5 @@ def distillation_guided_routing(
 
 def _gated(activation: Tensor, gate: Tensor, tap: Tap) -> Tensor:
     if gate.shape != activation.shape:
-        shape = [1] * activation.ndim
-        shape[0], shape[1 + tap.channel_dimension] = gate.shape
-        gate = gate.view(shape)
+        gate = tap.spread(gate)
     return activation * gate.to(activation.dtype)

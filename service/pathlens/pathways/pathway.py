@@ -9,6 +9,10 @@ from torch import Tensor
 
 from pathlens.classifier.taps import Tap
 from pathlens.explanation import Ablation, Granularity, TapMask
+from pathlens.pathways.replacement import Replacement
+
+ZERO = Replacement()
+"""Removed neurons put out zero."""
 
 
 def mask_shape(tap: Tap, granularity: Granularity) -> tuple[int, ...]:
@@ -24,13 +28,13 @@ class Pathway:
         taps: The taps that the masks belong to.
         masks: One bool tensor per tap: [B, C] for channels, [B, ...] with the tap's shape for units.
         granularity: What counts as one neuron.
-        ablation: What stands in for a removed neuron.
+        replacement: What stands in for removed neurons, the same for all images or with a row for each.
     """
 
     taps: tuple[Tap, ...]
     masks: tuple[Tensor, ...]
     granularity: Granularity
-    ablation: Ablation = Ablation.ZERO
+    replacement: Replacement = ZERO
 
     def __post_init__(self) -> None:
         if len(self.masks) != len(self.taps) or not self.taps:
@@ -42,6 +46,13 @@ class Pathway:
                     f"mask of {tap.name} is {mask.dtype} {list(mask.shape)}; expected bool [{len(self.masks[0])}, "
                     f"{', '.join(map(str, shape))}]"
                 )
+        if len(self.replacement) not in (1, len(self.masks[0])):
+            raise ValueError(f"{len(self.replacement)} rows of replacements for {len(self.masks[0])} images")
+
+    @property
+    def ablation(self) -> Ablation:
+        """The kind of what stands in for removed neurons."""
+        return self.replacement.ablation
 
     def __len__(self) -> int:
         """Return the number of images, B."""
@@ -50,7 +61,9 @@ class Pathway:
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "Pathway":
         """Select images of the batch."""
         index = rows if isinstance(rows, slice | Tensor) else torch.tensor(rows, dtype=torch.int64)
-        return Pathway(self.taps, tuple(mask[index] for mask in self.masks), self.granularity, self.ablation)
+        masks = tuple(mask[index] for mask in self.masks)
+        # One row serves any number of images, so it stays; of several, the images' own are picked.
+        return Pathway(self.taps, masks, self.granularity, self.replacement.select(index))
 
     @staticmethod
     def concatenate(pathways: Sequence["Pathway"]) -> "Pathway":
@@ -59,11 +72,19 @@ class Pathway:
         if any((other.granularity, other.ablation) != (first.granularity, first.ablation) for other in pathways):
             raise ValueError("pathways of different granularity or ablation cannot be joined in one batch")
         masks = zip(*(pathway.masks for pathway in pathways), strict=True)
-        return Pathway(first.taps, tuple(torch.cat(parts) for parts in masks), first.granularity, first.ablation)
+        replacement = Replacement.concatenate(
+            [pathway.replacement for pathway in pathways], [len(pathway) for pathway in pathways]
+        )
+        return Pathway(first.taps, tuple(torch.cat(parts) for parts in masks), first.granularity, replacement)
 
     def to(self, device: torch.device | str) -> "Pathway":
         """Return the same pathway on another device."""
-        return Pathway(self.taps, tuple(mask.to(device) for mask in self.masks), self.granularity, self.ablation)
+        masks = tuple(mask.to(device) for mask in self.masks)
+        return Pathway(self.taps, masks, self.granularity, self.replacement.to(device))
+
+    def under(self, replacement: Replacement) -> "Pathway":
+        """Return the same masks with something else in the place of removed neurons."""
+        return Pathway(self.taps, self.masks, self.granularity, replacement)
 
     @property
     def neurons(self) -> int:
@@ -107,7 +128,7 @@ class Pathway:
         return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
     def edit(self, index: int, activation: Tensor) -> Tensor:
-        """Remove the neurons of tap `index` that are not in the pathway: f(x; m) of arXiv 2103.16886.
+        """Replace the neurons of tap `index` that are not in the pathway: f(x; m) of arXiv 2103.16886.
 
         Args:
             index: Number of the tap.
@@ -123,10 +144,10 @@ class Pathway:
                 f"{tap.name} of shape {list(tap.shape)} there"
             )
         if self.granularity is Granularity.CHANNEL:
-            shape = [1] * activation.ndim
-            shape[0], shape[1 + tap.channel_dimension] = mask.shape
-            mask = mask.view(shape)
-        return activation * mask
+            mask = tap.spread(mask)
+        if self.ablation is Ablation.ZERO:
+            return activation * mask
+        return torch.where(mask, activation, self.replacement.of(index, activation))
 
     def tap_masks(self, row: int = 0) -> tuple[TapMask, ...]:
         """Return the masks of one image, which can be packed into bits."""
@@ -139,16 +160,18 @@ class Pathway:
         return torch.cat([mask.flatten(1) for mask in self.masks], 1)
 
 
-def from_flat(flat: Tensor, taps: tuple[Tap, ...], granularity: Granularity) -> Pathway:
+def from_flat(
+    flat: Tensor, taps: tuple[Tap, ...], granularity: Granularity, replacement: Replacement = ZERO
+) -> Pathway:
     """Build a pathway from what `Pathway.flat` returns.
 
     Args:
         flat: bool [B, N].
         taps: The taps, in the order of the neurons.
         granularity: What counts as one neuron.
+        replacement: What stands in for removed neurons.
     """
     shapes = [mask_shape(tap, granularity) for tap in taps]
     parts = torch.split(flat, [int(np.prod(shape)) for shape in shapes], dim=1)
-    return Pathway(
-        taps, tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)), granularity
-    )
+    masks = tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True))
+    return Pathway(taps, masks, granularity, replacement)

@@ -9,6 +9,8 @@ from pathlens.pathways.selection import select_ranked
 def random_pathway(like: Pathway, seed: int) -> Pathway:
     """Draw, for every image and tap, as many neurons as `like` keeps there, uniformly at random.
 
+    What stands in for the others is the same as in `like`.
+
     Args:
         like: Gives the counts.
         seed: Same seed, same pathway.
@@ -20,4 +22,4 @@ def random_pathway(like: Pathway, seed: int) -> Pathway:
         # Above 0, because a neuron of score 0 is never kept.
         scores = 1 - torch.rand(flat.shape, generator=generator)
         masks.append(select_ranked(scores.to(mask.device), flat.sum(1)).view_as(mask))
-    return Pathway(like.taps, tuple(masks), like.granularity, like.ablation)
+    return Pathway(like.taps, tuple(masks), like.granularity, like.replacement)

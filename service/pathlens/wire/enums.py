@@ -1,8 +1,9 @@
-"""The enums of `pathlens.explanation` and their counterparts on the wire, which share their names."""
+"""The enums of the vocabulary and their counterparts on the wire, which share their names."""
 
 from enum import Enum
 from typing import TypeVar
 
+from pathlens.description import ClassPathwaySelection
 from pathlens.errors import InvalidRequestError
 from pathlens.explanation import Ablation, Granularity, Output, PathwaySource, Reduction
 from pathlens.wire.v1 import explanation_service_pb2 as pb
@@ -15,6 +16,7 @@ _DESCRIPTORS = {
     Ablation: (pb.Ablation.DESCRIPTOR, "ABLATION_"),
     Reduction: (pb.Reduction.DESCRIPTOR, "REDUCTION_"),
     Output: (pb.Output.DESCRIPTOR, "OUTPUT_"),
+    ClassPathwaySelection: (pb.ClassPathwaySelection.DESCRIPTOR, "CLASS_PATHWAY_SELECTION_"),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import pathlens_handler
 from pathlens.bundle import archive
 from pathlens.bundle.archive import pack
-from pathlens.bundle.store import BANK, FILES, MANIFEST, PROGRAM, load_bundle, save_bundle
+from pathlens.bundle.store import BANK, FILES, GENERATOR, MANIFEST, PROGRAM, load_bundle, save_bundle
 from pathlens.errors import BundleError
 from pathlens.torchserve.archive import read_archive
 from tiny_bundle import tiny_bundle
@@ -51,11 +51,19 @@ def test_the_archive_holds_manifest_handler_and_bundle(bundle: Path, tmp_path: P
         assert set(content.namelist()) == {
             "MAR-INF/MANIFEST.json",
             "pathlens_handler.py",
-            *(f"bundle/{name}" for name in (MANIFEST, *FILES)),
+            *(f"bundle/{name}" for name in (MANIFEST, *FILES, GENERATOR)),
         }
-        for name in (MANIFEST, *FILES):
+        for name in (MANIFEST, *FILES, GENERATOR):
             assert content.read(f"bundle/{name}") == (bundle / name).read_bytes()
         assert content.read("pathlens_handler.py") == Path(pathlens_handler.__file__).read_bytes()
+
+
+def test_a_bundle_without_generator_is_packed_without(tmp_path: Path) -> None:
+    save_bundle(replace(tiny_bundle(), generator=None), tmp_path / "bundle")
+    with zipfile.ZipFile(pack(tmp_path / "bundle", tmp_path)) as content:
+        assert f"bundle/{GENERATOR}" not in content.namelist()
+        content.extractall(tmp_path / "model")
+    assert load_bundle(tmp_path / "model" / "bundle").generator is None
 
 
 def test_the_bundle_in_the_archive_loads(bundle: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from pathlens.bundle.store import MANIFEST, load_bundle, save_bundle
 from pathlens.cli import main
+from pathlens.cli.explain import explanation_table
+from pathlens.explanation import Ablation
 from pathlens.version import __version__
 from tiny_bundle import pixels, png, tiny_bundle
 
@@ -36,7 +38,11 @@ class Shop(nn.Module):
 def two_arguments(first, second): ...
 not_a_network = dict
 """
-FIT = ["fit", "--classifier", "tiny_shop:Shop", "--images", "photos", "--out", "shop", "--size", "8"]
+FIT = [
+    *("fit", "--classifier", "tiny_shop:Shop", "--images", "photos", "--out", "shop", "--size", "8"),
+    *("--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--workers", "0"),
+    *("--generator-steps", "4", "--class-steps", "4", "--training-batch", "8"),
+]
 
 
 def run(*arguments: str) -> Result:
@@ -108,7 +114,7 @@ class TestHelp:
 
 class TestFitAndPack:
     def test_a_classifier_becomes_an_archive(self, shop: Path) -> None:
-        fitted = run(*FIT, "--minimum-images", "2", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
+        fitted = run(*FIT, "--minimum-images", "2")
         assert fitted.exit_code == 0, fitted.output
         bundle = load_bundle(shop / "shop")
         assert (bundle.name, bundle.labels) == ("shop", ("left", "right"))
@@ -218,7 +224,7 @@ class TestFitRefuses:
 
     @pytest.mark.usefixtures("shop")
     def test_too_few_images_of_every_class(self) -> None:
-        assert "No class has 1000 images" in one_line(run(*FIT, "--minimum-images", "1000"))
+        assert "No classes of 2 got 1000 images" in one_line(run(*FIT, "--minimum-images", "1000"))
 
     def test_a_folder_that_is_not_a_bundle_before_any_work(self, shop: Path) -> None:
         error = one_line(run(*FIT, "--out", "photos", "--classifier", "no_such_module:Shop"))
@@ -293,6 +299,21 @@ class TestWithoutServer:
 
     def test_serve_without_archives_says_how_to_make_one(self, tmp_path: Path) -> None:
         assert "pathlens pack" in one_line(run("serve", "--model-store", str(tmp_path)))
+
+
+class TestExplanationTable:
+    @pytest.mark.parametrize(
+        ("ablation", "words"),
+        [(Ablation.ZERO, "zero"), (Ablation.MEAN, "their mean"), (Ablation.OPTIMAL, "constants learned")],
+    )
+    def test_it_says_what_removed_neurons_put_out(self, ablation: Ablation, words: str) -> None:
+        assert f"Removed neurons put out {words}" in str(explanation_table(ablation=ablation).caption)
+
+    def test_rows_of_several_ablations_share_no_such_word(self) -> None:
+        assert "Removed neurons" not in str(explanation_table().caption)
+
+    def test_every_source_can_be_asked_for(self) -> None:
+        assert "[transferred|generated|neuron_mct|neuron_intgrad]" in run("explain", "--help").output.replace("\n", "")
 
 
 class TestPorts:

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from PIL import Image
 
 from pathlens.bundle.store import save_bundle
 from pathlens.cli import main
-from pathlens.explanation import Granularity
+from pathlens.explanation import Ablation, Granularity
 from tiny_bundle import pixels, tiny_bundle
 
 EVALUATE = (
@@ -88,16 +91,70 @@ def test_an_unreadable_image_is_left_out_and_named() -> None:
 def test_units_of_a_bundle_of_channels_are_measured_without_its_class_pathways() -> None:
     assert run(*instead("--granularity", Granularity.UNIT.value)).exit_code == 0
     with Path("out/summaries.csv").open() as file:
-        assert "transferred" not in {row["method"] for row in csv.DictReader(file) if row["measure"] == "agreement"}
+        methods = {row["method"] for row in csv.DictReader(file) if row["measure"] == "agreement"}
+    assert "neuron_mct" in methods
+    assert methods.isdisjoint({"transferred", "generated"})
+    assert "channel pathways" in json.loads(Path("out/report.json").read_text())["facts"]["GEN-CNP left out"]
 
 
 def test_one_image_alone_is_enough() -> None:
     assert run(*instead("--limit", "1")).exit_code == 0
 
 
+def report() -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads(Path("out/report.json").read_text())
+    return contents
+
+
+def test_the_ablation_of_the_bundle_is_the_default_and_stated_everywhere() -> None:
+    shutil.rmtree("bundle")
+    save_bundle(tiny_bundle(ablation=Ablation.OPTIMAL), Path("bundle"))
+    result = run(*EVALUATE)
+    assert result.exit_code == 0, result.output
+    assert "50% sparsity, optimal ablation" in " ".join(result.stderr.split())
+    assert report()["facts"]["ablation"] == "optimal"
+    rows = [row for row in report()["summaries"] if row["measure"] in ("agreement", "forcing", "overlap")]
+    assert {row["ablation"] for row in rows} == {"optimal"}
+    for name in ("summaries", "observations"):
+        with Path(f"out/{name}.csv").open() as file:
+            assert {row["ablation"] for row in csv.DictReader(file) if row["measure"] == "agreement"} == {"optimal"}
+    assert "optimal ablation" in Path("out/report.html").read_text()
+
+
+def test_zero_can_be_asked_of_any_bundle_whose_stored_pathways_keep_their_own() -> None:
+    shutil.rmtree("bundle")
+    save_bundle(tiny_bundle(ablation=Ablation.MEAN), Path("bundle"))
+    result = run(*EVALUATE, "--ablation", "zero")
+    assert result.exit_code == 0, result.output
+    assert report()["facts"]["ablation"] == "zero; mean for stored class pathways"
+    found = {(row["method"], row["ablation"]) for row in report()["summaries"] if row["measure"] == "agreement"}
+    assert {("neuron_mct", "zero"), ("generated", "zero"), ("transferred", "mean")} <= found
+
+
+def test_a_bundle_without_a_generator_is_evaluated_without_it_and_the_report_says_why() -> None:
+    shutil.rmtree("bundle")
+    save_bundle(replace(tiny_bundle(), generator=None), Path("bundle"))
+    result = run(*EVALUATE)
+    assert result.exit_code == 0, result.output
+    assert "GEN-CNP is left out: the bundle has no generator; fit it with --source generated." in (
+        " ".join(result.stderr.split())
+    )
+    assert "has no generator" in report()["facts"]["GEN-CNP left out"]
+    asked = run(*EVALUATE, "--method", "generated")
+    assert asked.exit_code == 1
+    assert "fit it with --source generated" in " ".join(asked.stderr.split())
+
+
+def test_generated_pathways_of_another_granularity_are_refused_if_asked_for() -> None:
+    result = run(*EVALUATE, "--granularity", "unit", "--method", "generated")
+    assert result.exit_code == 1
+    assert "generator makes channel pathways" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
+        ("--ablation", "mean", "no values for ablation mean, as it was fitted with zero"),
         ("--images", "nowhere", "nowhere is neither a folder nor an NPZ file"),
         ("--labels", "nowhere.csv", "nowhere.csv cannot be read"),
         ("--seed", "1", "journal of a run with other settings"),

@@ -3,12 +3,19 @@
 import pytest
 import torch
 
-from pathlens.evaluation.class_pathways import ClassPathwaySettings, observe_class_pathways, observe_ious
+from pathlens.evaluation.class_pathways import (
+    ClassPathwaySettings,
+    observe_class_pathways,
+    observe_ious,
+    observe_stored_class_pathways,
+)
 from pathlens.evaluation.observation import Observation
 from pathlens.evaluation.transfer import HeldOut
-from pathlens.explanation import Granularity
+from pathlens.explanation import Ablation, Granularity
+from pathlens.pathways.bank import ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import neuron_mct
 from pathlens.pathways.pathway import Pathway
+from pathlens.pathways.replacement import Replacement
 from small_networks import CLASSES, captured, images
 
 LABELS = tuple("abcd")
@@ -74,6 +81,36 @@ def test_a_class_with_too_few_building_images_is_left_out() -> None:
     found = observe(own_neurons(predicted), settings)
     enough = [f"{label} {LABELS[label]}" for label, count in building.items() if count == max(building.values())]
     assert {each.subject for each in found} == set(enough)
+
+
+def test_all_images_of_a_class_measure_its_stored_pathway() -> None:
+    predicted = held_out().predicted
+    counts = count_pathways([(predicted, own_neurons(predicted))])
+    missing = counts.pop(int(predicted[0]))
+    bank = ClassPathwayBank(captured("decisive").taps, Granularity.UNIT, 0.5, counts)
+    found = observe_stored_class_pathways(captured("decisive"), held_out(), bank, LABELS, "transferred", SETTINGS)
+    assert missing.images > 0
+    assert values(found, "class agreement") == [1.0] * len(counts)
+    assert {each.subject for each in found} == {f"{label} {LABELS[label]}" for label in counts}
+    assert {(each.method, each.sparsity) for each in found} == {("transferred", None)}
+
+
+def test_class_pathways_use_and_state_what_stands_in_for_their_class() -> None:
+    # Of the neurons of class c, the row of class c holds large values: a mask without neurons forces every image.
+    own = 100 * torch.nn.functional.one_hot(torch.arange(CLASSES), CLASSES).float().repeat_interleave(4, 1)
+    nothing = Pathway(captured("decisive").taps, (torch.zeros(COUNT, 16, dtype=torch.bool),), Granularity.UNIT)
+    found = observe_class_pathways(
+        captured("decisive"),
+        held_out(),
+        nothing,
+        LABELS,
+        "method",
+        None,
+        SETTINGS,
+        Replacement(Ablation.OPTIMAL, (own,)),
+    )
+    assert set(values(found, "class agreement")) == set(values(found, "forcing")) == {1.0}
+    assert {each.ablation for each in found} == {"optimal"}
 
 
 def test_pathways_are_compared_pair_by_pair_within_and_across_classes() -> None:

@@ -10,12 +10,14 @@ from pathlens.evaluation.faithfulness import (
     dead_neurons,
     observe_faithfulness,
     observe_overlap,
+    observe_spread,
 )
 from pathlens.evaluation.observation import Observation
-from pathlens.explanation import Granularity
+from pathlens.explanation import Ablation, Granularity
 from pathlens.pathways.neuron_mct import neuron_mct
 from pathlens.pathways.pathway import Pathway, mask_shape
 from pathlens.pathways.random_control import random_pathway
+from pathlens.pathways.replacement import Replacement
 from small_networks import CLASSES, captured, images
 
 SUBJECTS = tuple(Subject(10 + row, 8, 8) for row in range(6))
@@ -92,6 +94,32 @@ def test_the_control_is_a_random_pathway_of_the_same_size() -> None:
     for row, position in enumerate(of.positions):
         agrees = q[row].argmax() == of.target[row]
         assert observed(found, "agreement", control=True)[position] == float(agrees)
+
+
+def test_what_stands_in_for_removed_neurons_is_used_and_stated_and_the_control_shares_it() -> None:
+    of = batch("plain")
+    # With every neuron replaced by its own value, the pathway without neurons is the whole network.
+    values = tuple(activation.detach() for activation in of.classifier.trace(of.images).activations)
+    pathway = everything(of.classifier, 6, kept=False).under(Replacement(Ablation.MEAN, values))
+    found = measure(of, pathway)
+    assert set(observed(found, "agreement").values()) == {1.0}
+    assert set(observed(found, "agreement", control=True).values()) == {1.0}
+    assert {each.ablation for each in found} == {"mean"}
+
+
+def test_the_spread_is_that_of_the_sparsities_of_all_images() -> None:
+    classifier = captured("plain")
+    pathway = Pathway.concatenate([everything(classifier, 2, kept=True), everything(classifier, 4, kept=False)])
+    found = {each.measure: each.value for each in observe_spread(InstancePathways("method", None, pathway))}
+    assert (found["lowest sparsity"], found["highest sparsity"]) == (0, 1)
+    assert found["sparsity spread"] == pytest.approx((2 * 4) ** 0.5 / 6)
+
+
+def test_a_single_image_has_no_spread() -> None:
+    of = batch("plain")
+    pathway = neuron_mct(of.classifier, of.images, of.target).select(0.5)[[0]]
+    (spread, *_) = observe_spread(InstancePathways("method", None, pathway))
+    assert spread.value == 0
 
 
 @pytest.mark.parametrize("granularity", Granularity)

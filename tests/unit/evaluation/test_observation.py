@@ -23,9 +23,22 @@ def test_a_single_value_has_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"measure": "leak"}, {"method": "random"}, {"sparsity": 0.5}, {"control": True}, {"detail": "hard"}]
+    "changes",
+    [
+        {"measure": "leak"},
+        {"method": "random"},
+        {"sparsity": 0.5},
+        {"control": True},
+        {"detail": "hard"},
+        {"ablation": "mean"},
+    ],
 )
 def test_observations_under_other_conditions_are_apart(changes: dict[str, object]) -> None:
     one = Observation("agreement", 1.0, "neuron_mct", 0.9)
     other = Observation(**{**one.__dict__, **changes})
     assert len(summarise([one, other, one])) == 2
+
+
+def test_a_summary_states_the_ablation() -> None:
+    (summary,) = summarise([Observation("agreement", 1.0, "neuron_mct", 0.9, ablation="mean")])
+    assert summary.ablation == "mean"

@@ -8,6 +8,7 @@ from pathlens.evaluation.pathway_store import PathwayStore
 from pathlens.explanation import Granularity
 from pathlens.pathways.contributions import Contributions
 from pathlens.pathways.neuron_mct import neuron_mct
+from pathlens.pathways.pathway import Pathway
 from small_networks import captured, images
 
 GRID = (0.0, 0.5, 0.9, 0.99)
@@ -30,6 +31,13 @@ def test_a_stored_pathway_is_the_one_that_was_selected(
     kept.save(4, {"method": kept.levels(scores(granularity))})
     found = kept.pathway(kept.load([4], "method"), sparsity)
     assert torch.equal(found.flat(), scores(granularity).select(sparsity).flat())
+
+
+def test_pathways_of_their_own_sparsity_come_back_as_they_were(tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    pathway = Pathway.concatenate([scores()[row : row + 1].select(sparsity) for row, sparsity in enumerate(GRID[1:])])
+    kept.save(0, {"method": kept.level_of(pathway)})
+    assert torch.equal(kept.pathway(kept.load([0], "method"), None).flat(), pathway.flat())
 
 
 def test_batches_are_joined_in_the_order_asked(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from pathlens.evaluation.observation import Observation, Summary, summarise
 from pathlens.evaluation.report.figures import Line, Scale, line_figure, to_svg
 from pathlens.evaluation.report.glance import cards
 from pathlens.evaluation.report.page import render_page
+from pathlens.evaluation.report.panels import _groups as groups_of_lines
 from pathlens.evaluation.report.report import Report, write_report
-from pathlens.evaluation.report.tables import CLASS_ROWS, Column, class_table
+from pathlens.evaluation.report.tables import CLASS_ROWS, Column, class_table, stored_class_table
 from pathlens.evaluation.report.vocabulary import METHODS, PALETTE
 
 PATHWAYS = ("neuron_mct", "neuron_intgrad", "greedy_pruning", "distillation_guided_routing", "random")
@@ -365,6 +366,67 @@ class TestPage:
             (f"class {CLASS_ROWS - 2}", "NeuronMCT"),
         ]
 
+    def test_states_the_ablation_of_every_figure(self) -> None:
+        summary = Summary("agreement", "neuron_mct", 0.8, False, "", 0.9312, 0.0081, 977, "mean")
+        text = re.sub(r"\s+", " ", " ".join(Reader(page_of(Report("One", {}, [summary], []))).text))
+        assert "80 % mean 93.1 ± 0.8 977" in text
+        assert "at 80 % sparsity, mean ablation" in text
+
+    def test_tells_methods_of_different_ablations_apart(self) -> None:
+        own = Summary("agreement", "neuron_mct", 0.8, False, "", 0.9, 0.1, 10, "zero")
+        stored = replace(own, method="transferred", sparsity=None, ablation="optimal")
+        text = "".join(Reader(page_of(Report("Two", {}, [own, stored], []))).text)
+        assert "Transferred (optimal ablation)" in text
+        alone = replace(stored, ablation="zero")
+        assert "(zero ablation)" not in "".join(Reader(page_of(Report("One", {}, [own, alone], []))).text)
+
+    def test_lists_both_masks_of_a_stored_class_beside_each_other(self) -> None:
+        stored = ("transferred", "transferred by frequency")
+        observations = [
+            Observation(measure, number / 10 + place / 100, method, None, subject=f"class {number}", ablation="mean")
+            for number in range(3)
+            for place, method in enumerate(stored)
+            for measure in ("class sparsity", "class agreement", "forcing")
+        ]
+        strangers = [
+            replace(observations[0], sparsity=0.8),
+            replace(observations[0], method="generated"),
+            replace(observations[0], control=True),
+        ]
+        columns = [Column("class sparsity"), Column("class agreement"), Column("forcing")]
+        (table,) = stored_class_table([*strangers, *observations], stored, columns)
+        assert [row.keys for row in table.rows] == [
+            (f"class {number}", label, "mean")
+            for number in (2, 1, 0)
+            for label in ("Transferred", "Transferred by frequency")
+        ]
+        assert [cell.mean for cell in table.rows[0].cells] == ["20.0"] * 3
+        assert "Stored class pathways" in page_of(Report("Classes", {}, summarise(observations), observations))
+
+    def test_shows_how_the_sparsities_that_images_find_differ(self) -> None:
+        own = Summary("realised sparsity", "generated", None, False, "", 0.7, 0.01, 10)
+        spread = [
+            replace(own, measure=measure, mean=mean, standard_error=None, count=1)
+            for measure, mean in (("sparsity spread", 0.05), ("lowest sparsity", 0.6), ("highest sparsity", 0.8))
+        ]
+        text = re.sub(r"\s+", " ", " ".join(Reader(page_of(Report("Own", {}, [own, *spread], []))).text))
+        assert "GEN-CNP 70.0 ± 1.0 5.0 60.0 80.0" in text
+        assert "the point that stands alone" in text
+
+    def test_calls_the_sparsity_of_the_whole_network_none(self) -> None:
+        whole = Summary("linearity error", "whole network", None, False, "0.5", 0.5, None, 4)
+        pathway = replace(whole, method="generated", ablation="zero")
+        grid = replace(pathway, method="neuron_mct", sparsity=0.8)
+        text = re.sub(r"\s+", " ", " ".join(Reader(page_of(Report("Three", {}, [whole, pathway, grid], []))).text))
+        assert "GEN-CNP own zero" in text
+        assert "Whole network none" in text
+
+    def test_does_not_join_pathways_of_their_own_sparsity_with_those_of_the_grid(self) -> None:
+        grid = [Summary("agreement", "generated", s, False, "", 0.9, 0.1, 10) for s in (0.5, 0.8)]
+        own = replace(grid[0], sparsity=None)
+        lines = {tuple(s.sparsity for s in group) for _, _, group in groups_of_lines([grid[0], own, grid[1]])}
+        assert lines == {(0.5, 0.8), (None,)}
+
 
 class TestGlance:
     def answers(self, *summaries: Summary) -> list[str]:
@@ -407,6 +469,24 @@ class TestGlance:
 
     def test_does_not_ask_whether_a_random_map_depends_on_weights(self) -> None:
         assert cards([Summary("absolute spearman", "random", None, False, "01 fc", 1.0, None, 10)]) == []
+
+    def test_shows_generated_pathways_at_the_sparsity_of_the_others_and_at_their_own(self) -> None:
+        grid = self.agreement(0.95, "generated")
+        own = replace(grid, sparsity=None, mean=0.6)
+        (card,) = cards([self.agreement(0.95), grid, own])
+        assert [verdict.at for verdict in card.verdicts] == ["80 %", "80 %", "its own"]
+        assert card.answer == (
+            "Yes for NeuronMCT and GEN-CNP at 80 % sparsity. In part for GEN-CNP at its own sparsity."
+        )
+
+    def test_asks_agreement_of_the_same_sparsity_as_forcing(self) -> None:
+        forcing = [self.forcing(0.05, "generated"), replace(self.forcing(0.05, "generated"), sparsity=None)]
+        kept = [
+            Summary("class agreement", "generated", sparsity, False, "", mean, None, 10)
+            for sparsity, mean in ((0.8, 0.95), (None, 0.05))
+        ]
+        (card,) = cards([*forcing, *kept])
+        assert [verdict.rating for verdict in card.verdicts] == ["good", "fair"]
 
     def test_takes_the_middle_sparsity(self) -> None:
         grid = [replace(self.agreement(mean), sparsity=s) for s, mean in ((0.5, 1.0), (0.8, 0.7), (0.99, 0.1))]
@@ -459,7 +539,10 @@ def test_every_colour_stands_out_from_the_page(theme: int) -> None:
         assert (high + 0.05) / (low + 0.05) >= 3
 
 
-@pytest.mark.parametrize("together", [[*PATHWAYS, "transferred", "generated"], [*MAPS, "transferred", "generated"]])
+@pytest.mark.parametrize(
+    "together",
+    [[*PATHWAYS, "transferred", "transferred by frequency", "generated"], [*MAPS, "transferred", "generated"]],
+)
 def test_methods_of_one_plot_differ_in_colour_and_marker(together: Sequence[str]) -> None:
     assert len({METHODS[name].colour for name in together}) == len(together)
     assert len({METHODS[name].marker for name in together}) == len(together)

@@ -19,6 +19,7 @@ from pathlens.classifier.decoding import decode_image
 from pathlens.errors import InternalError, PathlensError, ResourceExhaustedError
 from pathlens.explainer.explainer import LARGEST_RUN
 from pathlens.explanation import (
+    Ablation,
     Explanation,
     ExplanationOptions,
     ExplanationRequest,
@@ -67,8 +68,8 @@ options = st.builds(
     ExplanationOptions,
     targets=st.sampled_from(TARGETS),
     source=st.sampled_from([PathwaySource.TRANSFERRED, PathwaySource.NEURON_MCT, PathwaySource.GENERATED]),
-    sparsity=st.sampled_from([None, None, 0.0, 0.5, 0.8, 1.0]),
-    granularity=st.sampled_from([None, *Granularity]),
+    sparsity=st.sampled_from([None, None, None, None, 0.0, 0.5, 0.8, 1.0]),
+    granularity=st.sampled_from([None, None, *Granularity]),
     outputs=st.frozensets(st.sampled_from(Output)),
     reduction=st.sampled_from(Reduction),
     top_neurons=st.sampled_from([0, 0, 3, 1000]),
@@ -82,10 +83,16 @@ requests = st.builds(
 )
 
 
-@given(batch=st.lists(requests, min_size=1, max_size=6))
-@settings(max_examples=30, deadline=None)
-def test_every_item_of_a_mixed_batch_gets_what_it_gets_alone(batch: list[ExplanationRequest]) -> None:
-    explainer = tiny_explainer()
+@given(
+    batch=st.lists(requests, min_size=1, max_size=6),
+    granularity=st.sampled_from(Granularity),
+    ablation=st.sampled_from(Ablation),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_item_of_a_mixed_batch_gets_what_it_gets_alone(
+    batch: list[ExplanationRequest], granularity: Granularity, ablation: Ablation
+) -> None:
+    explainer = tiny_explainer(granularity, ablation)
     together = explainer.answer(batch)
     assert len(together) == len(batch)
     for request, answer in zip(batch, together, strict=True):
@@ -96,7 +103,7 @@ def test_an_empty_batch_has_an_empty_answer() -> None:
     assert tiny_explainer().answer([]) == []
 
 
-@pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.NEURON_MCT])
+@pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.GENERATED, PathwaySource.NEURON_MCT])
 def test_errors_stay_with_their_items(source: PathwaySource) -> None:
     wanted = ExplanationOptions(source=source)
     batch = [ExplanationRequest(image, wanted) for image in (BAD_IMAGES[0], tensor(0), BAD_IMAGES[6], tensor(1))]
@@ -114,7 +121,7 @@ def test_explain_raises_the_first_error() -> None:
         tiny_explainer().explain([tensor(0), b"", b"not an image"])
 
 
-@pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.NEURON_MCT])
+@pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.GENERATED, PathwaySource.NEURON_MCT])
 def test_more_rows_than_the_largest_run_are_answered_in_several_runs(
     source: PathwaySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

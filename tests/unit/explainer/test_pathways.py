@@ -23,7 +23,16 @@ from pathlens.explanation import (
 )
 from pathlens.pathways.neuron_mct import neuron_mct
 from pathlens.pathways.pathway import Pathway
-from tiny_bundle import INSTANCE_SPARSITY, LABELS, WITHOUT_PATHWAY, pixels, tensor, tiny_bundle, tiny_explainer
+from tiny_bundle import (
+    INSTANCE_SPARSITY,
+    LABELS,
+    TWO_SIDED,
+    WITHOUT_PATHWAY,
+    pixels,
+    tensor,
+    tiny_bundle,
+    tiny_explainer,
+)
 
 GRANULARITIES = pytest.mark.parametrize("granularity", list(Granularity))
 STORED = range(WITHOUT_PATHWAY)
@@ -236,6 +245,28 @@ def test_the_stored_class_pathway_is_returned_with_its_statistics(granularity: G
     assert stored.statistics == tiny_bundle(granularity).bank.statistics[0]
     for part, mask in zip(stored.pathway, pathway.masks, strict=True):
         np.testing.assert_array_equal(part.mask, mask[0].numpy())
+
+
+@GRANULARITIES
+@pytest.mark.parametrize("label", STORED)
+def test_frequencies_are_those_of_the_bank_in_the_shape_of_the_masks(granularity: Granularity, label: int) -> None:
+    explainer = tiny_explainer(granularity)
+    stored = explainer.class_pathway(label, with_frequencies=True)
+    assert explainer.class_pathway(label).frequencies == ()
+    flat_frequency = np.concatenate([part.frequency.ravel() for part in stored.frequencies])
+    np.testing.assert_allclose(flat_frequency, tiny_bundle(granularity).bank.counts[label].frequency.numpy(), rtol=1e-6)
+    for part, mask in zip(stored.frequencies, stored.pathway, strict=True):
+        assert (part.tap, part.frequency.shape) == (mask.tap, mask.mask.shape)
+        assert part.frequency.dtype == np.float32
+        if label != TWO_SIDED:
+            np.testing.assert_array_equal(part.frequency >= 0.5, mask.mask)
+
+
+def test_a_two_sided_pathway_takes_the_place_of_the_one_by_frequency() -> None:
+    stored = tiny_explainer().class_pathway(TWO_SIDED)
+    mask = np.concatenate([part.mask.ravel() for part in stored.pathway])
+    np.testing.assert_array_equal(mask, tiny_bundle().bank.masks[TWO_SIDED].numpy())
+    assert (mask != tiny_bundle().bank.by_frequency(TWO_SIDED).flat()[0].numpy()).any()
 
 
 def test_a_class_pathway_is_found_by_label_as_well() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pathlens.errors import PathlensError
 from pathlens.explainer import Explainer
-from pathlens.explanation import STAGES, ExplanationOptions, ExplanationRequest, Output, PathwaySource
+from pathlens.explanation import STAGES, Ablation, ExplanationOptions, ExplanationRequest, Output, PathwaySource
 from tiny_bundle import LABELS, PREPROCESSING, SERVED, pixels, png, tensor, tiny_bundle, tiny_explainer
 
 CLASSES = len(LABELS)
@@ -112,8 +112,14 @@ def test_an_explainer_describes_its_model() -> None:
         ("relu#2", "relu", (6, 3, 3)),
         ("relu#3", "relu", (8,)),
     ]
-    assert {PathwaySource.TRANSFERRED, PathwaySource.NEURON_MCT} <= set(description.sources)
-    assert PathwaySource.GENERATED not in description.sources
+    assert description.sources == (
+        PathwaySource.TRANSFERRED,
+        PathwaySource.GENERATED,
+        PathwaySource.NEURON_MCT,
+        PathwaySource.NEURON_INTGRAD,
+    )
+    assert description.ablation is Ablation.ZERO
+    assert description.classes_without_pathway == (4,)
     assert description.default_sparsity == bundle.instance_sparsity
     assert description.class_pathway_count == 4
 

@@ -1,6 +1,7 @@
 """Requests that cannot be answered: each is refused with its code, its reason and the field at fault."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from pathlens.pathways.bank import ClassCounts, ClassPathwayBank
 from tiny_bundle import INPUT_SHAPE, LABELS, PREPROCESSING, pixels, png, tensor, tiny_bundle, tiny_explainer
 
 MCT = PathwaySource.NEURON_MCT
+FITTED = pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.GENERATED])
 
 
 def refusal(image: Any, options: ExplanationOptions | None = None, explainer: Explainer | None = None) -> PathlensError:
@@ -55,24 +57,35 @@ def test_sparsity_at_the_edges_is_refused(sparsity: float) -> None:
     assert error.metadata == {"option": "sparsity", "value": str(sparsity)}
 
 
+@FITTED
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, math.nan])
-def test_a_transferred_pathway_takes_no_sparsity(sparsity: float) -> None:
-    error = refusal(tensor(0), ExplanationOptions(sparsity=sparsity))
+def test_a_fitted_pathway_takes_no_sparsity(source: PathwaySource, sparsity: float) -> None:
+    error = refusal(tensor(0), ExplanationOptions(source=source, sparsity=sparsity))
     assert facts(error) == ("INVALID_ARGUMENT", "OPTION_INVALID", "options.sparsity")
-    assert "TRANSFERRED" in error.message
+    assert source.name in error.message
 
 
-def test_a_transferred_pathway_has_the_granularity_of_the_bank() -> None:
-    error = refusal(tensor(0), ExplanationOptions(granularity=Granularity.UNIT))
+@FITTED
+def test_a_fitted_pathway_has_the_granularity_of_the_bundle(source: PathwaySource) -> None:
+    error = refusal(tensor(0), ExplanationOptions(source=source, granularity=Granularity.UNIT))
     assert facts(error) == ("FAILED_PRECONDITION", "GRANULARITY_UNAVAILABLE", "options.granularity")
     assert error.metadata == {"available": "CHANNEL"}
 
 
-def test_a_source_that_the_bundle_lacks_is_refused() -> None:
-    error = refusal(tensor(0), ExplanationOptions(source=PathwaySource.GENERATED))
+def test_a_source_that_the_bundle_lacks_is_refused_with_the_way_to_have_it() -> None:
+    explainer = replace(tiny_bundle(), generator=None).explainer()
+    error = refusal(tensor(0), ExplanationOptions(source=PathwaySource.GENERATED), explainer)
     assert facts(error) == ("FAILED_PRECONDITION", "PATHWAY_SOURCE_UNAVAILABLE", "options.source")
     assert error.metadata["source"] == "GENERATED"
-    assert error.metadata["available"].split(", ") == [source.name for source in tiny_explainer().sources]
+    assert error.metadata["available"].split(", ") == [source.name for source in explainer.sources]
+    assert PathwaySource.GENERATED not in explainer.sources
+    assert "--source generated" in error.message
+
+
+def test_a_generator_of_another_granularity_than_the_bank_is_no_explainer() -> None:
+    bundle = replace(tiny_bundle(), generator=tiny_bundle(Granularity.UNIT).generator)
+    with pytest.raises(ValueError, match="unit pathways, the bank holds channel"):
+        bundle.explainer()
 
 
 def test_a_bundle_without_class_pathways_offers_and_answers_contributions_alone() -> None:

@@ -95,7 +95,7 @@ def test_a_class_without_stored_pathway_cannot_be_transferred() -> None:
     with pytest.raises(FailedPreconditionError) as caught:
         explained(Targets(class_indices=(0, WITHOUT_PATHWAY)), PathwaySource.TRANSFERRED)
     assert caught.value.reason == "CLASS_PATHWAY_MISSING"
-    assert caught.value.metadata == {"class_index": str(WITHOUT_PATHWAY)}
+    assert caught.value.metadata == {"class_index": str(WITHOUT_PATHWAY), "images": "3"}
 
 
 def test_a_class_without_stored_pathway_can_still_be_explained_by_contributions() -> None:

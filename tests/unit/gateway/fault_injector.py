@@ -148,7 +148,9 @@ class FaultInjector:
                 model = messages.Model(model=served, labels=LABELS, input_shape=[1, 2, 2])
                 return worker_pb2.WorkerReply(status=OK, get_model=messages.GetModelResponse(model=model))
             case "get_class_pathway":
-                pathway = messages.ClassPathway(class_index=call.get_class_pathway.class_index)
+                wanted = call.get_class_pathway
+                frequencies = [messages.TapFrequency(tap="relu#1")] if wanted.include_frequencies else []
+                pathway = messages.ClassPathway(class_index=wanted.class_index, frequencies=frequencies)
                 return worker_pb2.WorkerReply(
                     status=OK, get_class_pathway=messages.GetClassPathwayResponse(class_pathway=pathway, model=served)
                 )

@@ -110,6 +110,17 @@ def test_a_class_pathway_comes_from_the_handler() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_wish_for_frequencies_reaches_the_handler(wanted: bool) -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            request = messages.GetClassPathwayRequest(class_index=3, include_frequencies=wanted)
+            response = await service(channel).GetClassPathway(request)
+            assert bool(response.class_pathway.frequencies) is wanted
+
+    asyncio.run(scenario())
+
+
 def test_list_models_describes_every_model() -> None:
     async def scenario() -> None:
         async with FaultInjector() as injector, running_gateway(injector, ("squares", "digits")) as (_, channel):

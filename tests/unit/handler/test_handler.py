@@ -6,6 +6,7 @@ import json
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ PNG = png(pixels(0))
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder into which TorchServe unpacks an archive."""
     folder = tmp_path_factory.mktemp("handler")
-    save_bundle(tiny_bundle(), folder / "bundle")
+    save_bundle(replace(tiny_bundle(), generator=None), folder / "bundle")
     with zipfile.ZipFile(pack(folder / "bundle", folder, "1.5")) as archive:
         archive.extractall(folder / "model")
     return folder / "model"
@@ -275,6 +276,13 @@ class TestCalls:
         for part, mask in zip(stored.pathway, expected.masks, strict=True):
             np.testing.assert_array_equal(part.mask, mask[0].numpy())
         assert stored.statistics == tiny_bundle().bank.statistics[0]
+        assert stored.frequencies == ()
+
+    def test_frequencies_are_returned_where_they_are_asked_for(self, ask: Any) -> None:
+        (reply,) = read(ask(row(class_pathway(class_index=0, include_frequencies=True)))[0])
+        frequencies = class_pathway_from_message(reply.get_class_pathway).frequencies
+        flat = np.concatenate([part.frequency.ravel() for part in frequencies])
+        np.testing.assert_array_equal(flat, tiny_bundle().bank.counts[0].frequency.float().numpy())
 
     @pytest.mark.parametrize(
         ("call", "code", "reason"),

@@ -3,15 +3,16 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pathlens.classifier.taps import Tap
 from pathlens.errors import FailedPreconditionError
-from pathlens.explanation import Granularity
+from pathlens.explanation import Ablation, Granularity
 from pathlens.pathways.bank import ClassCounts, ClassPathwayBank, count_pathways
-from pathlens.pathways.pathway import Pathway, from_flat
+from pathlens.pathways.pathway import ZERO, Pathway, from_flat
+from pathlens.pathways.replacement import Replacement
 
 TAPS = (Tap("a#1", "relu", (3, 2, 2), 0, "a"), Tap("b#1", "relu", (4,), 0, "b"))
 NEURONS = 7
@@ -109,7 +110,16 @@ class TestTransfer:
         with pytest.raises(FailedPreconditionError, match="NEURON_MCT") as refusal:
             bank_of([1] * NEURONS, 1, 0.5).transfer(classes)
         assert refusal.value.reason == "CLASS_PATHWAY_MISSING"
-        assert refusal.value.metadata == {"class_index": str(next(label for label in classes if label != 2))}
+        missing = str(next(label for label in classes if label != 2))
+        assert refusal.value.metadata == {"class_index": missing, "images": "0"}
+
+    def test_of_a_class_with_too_few_images_says_how_many_there_were(self) -> None:
+        bank = ClassPathwayBank(TAPS, CHANNEL, 0.7, {}, too_few={3: 4, 1: 2})
+        with pytest.raises(
+            FailedPreconditionError, match="Class 3 has no stored pathway: only 4 of the images"
+        ) as refusal:
+            bank.transfer([3])
+        assert refusal.value.metadata == {"class_index": "3", "images": "4"}
 
     def test_from_an_empty_bank_is_refused(self) -> None:
         with pytest.raises(FailedPreconditionError):
@@ -119,3 +129,65 @@ class TestTransfer:
         pathway = bank_of([1] * NEURONS, 10, 0.7).transfer([2])
         assert pathway.kept.tolist() == [0]
         assert pathway.sparsity.tolist() == [1.0]
+
+
+class TestLearnedMasks:
+    """Class 1 has a mask of its own; class 2 has the one by frequency."""
+
+    KEPT = torch.tensor([3, 3, 3, 0, 0, 1, 0], dtype=torch.int32)
+    LEARNED = torch.tensor([0, 1, 0, 1, 0, 1, 0]) > 0
+    FREQUENT = (KEPT >= 2).tolist()
+
+    def bank(self, replacement: Replacement = ZERO) -> ClassPathwayBank:
+        counts = {label: ClassCounts(self.KEPT, 3, 1.5) for label in (1, 2)}
+        return ClassPathwayBank(TAPS, CHANNEL, 0.6, counts, masks={1: self.LEARNED}, replacement=replacement)
+
+    def test_take_the_place_of_those_by_frequency_where_they_are_given(self) -> None:
+        flat = self.bank().transfer([2, 1, 2]).flat().tolist()
+        assert flat == [self.FREQUENT, self.LEARNED.tolist(), self.FREQUENT]
+
+    @pytest.mark.parametrize("label", [1, 2])
+    def test_are_ignored_where_the_frequency_is_asked_for(self, label: int) -> None:
+        assert self.bank().by_frequency(label).flat().tolist() == [self.FREQUENT]
+
+    def test_do_not_give_a_pathway_to_a_class_without_images(self) -> None:
+        with pytest.raises(FailedPreconditionError, match="Class 0"):
+            self.bank().by_frequency(0)
+
+    def test_stay_with_a_bank_that_moves(self) -> None:
+        bank = self.bank()
+        moved = bank.to("meta")
+        assert {mask.device.type for mask in moved.transfer([1]).masks} == {"meta"}
+        assert moved.by_frequency(1).masks[0].device.type == "meta"
+        assert torch.equal(bank.transfer([1]).flat()[0], self.LEARNED)
+
+
+class TestReplacements:
+    ROWS = Replacement(
+        Ablation.OPTIMAL, tuple(tap.spread(torch.arange(4.0)[:, None].expand(4, tap.channels).clone()) for tap in TAPS)
+    )
+    """What stands in for the neurons of class c is c."""
+
+    def bank(self, replacement: Replacement) -> ClassPathwayBank:
+        counts = {label: ClassCounts(torch.ones(NEURONS, dtype=torch.int32), 1, 0.0) for label in (0, 2, 3)}
+        return ClassPathwayBank(TAPS, CHANNEL, 0.7, counts, replacement=replacement)
+
+    @given(st.lists(st.sampled_from([0, 2, 3]), min_size=1, max_size=6))
+    @settings(deadline=None)
+    def test_are_those_of_the_class_of_each_image(self, classes: list[int]) -> None:
+        pathway = self.bank(self.ROWS).transfer(classes)
+        for value in pathway.replacement.values:
+            assert value.flatten(1)[:, 0].tolist() == classes
+        assert pathway.ablation is Ablation.OPTIMAL
+        assert self.bank(self.ROWS).by_frequency(3).replacement.values[0].flatten().tolist() == [3.0] * 3
+
+    def test_are_known_for_classes_without_a_pathway(self) -> None:
+        values = self.bank(self.ROWS).replacement_of(torch.tensor([1, 3])).values
+        assert values[1].tolist() == [[1.0] * 4, [3.0] * 4]
+
+    def test_that_are_the_same_for_all_classes_serve_every_image(self) -> None:
+        means = Replacement(Ablation.MEAN, tuple(torch.rand(1, *tap.shape) for tap in TAPS))
+        assert self.bank(means).transfer([3, 0, 2]).replacement is means
+
+    def test_are_zero_where_none_are_given(self) -> None:
+        assert self.bank(ZERO).transfer([0]).ablation is Ablation.ZERO

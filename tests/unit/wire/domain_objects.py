@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pathlens.description import ClassPathway, ClassPathwayStatistics, ModelDescription, TapDescription, TransferFigures
+from pathlens.description import (
+    ClassPathway,
+    ClassPathwaySelection,
+    ClassPathwayStatistics,
+    MaskFigures,
+    ModelDescription,
+    TapDescription,
+    TapFrequency,
+    TransferFigures,
+)
 from pathlens.explanation import (
     STAGES,
     Ablation,
@@ -91,18 +100,34 @@ results = st.builds(
     model=served_models,
 )
 figures = st.builds(TransferFigures, counts, counts, shares, shares, shares, shares, shares, shares)
-class_pathways = st.builds(
-    ClassPathway,
-    class_index=indices,
-    label=texts,
-    granularity=st.sampled_from(Granularity),
-    ablation=st.sampled_from(Ablation),
-    sparsity=double,
-    pathway=tuples(masks),
-    statistics=st.builds(
-        ClassPathwayStatistics, counts, double, st.sampled_from(PathwaySource), double, shares, figures, figures
-    ),
-    model=served_models,
+mask_figures = st.builds(MaskFigures, double, figures, figures)
+statistics = st.builds(
+    ClassPathwayStatistics,
+    image_count=counts,
+    threshold=double,
+    source=st.sampled_from(PathwaySource),
+    selection=st.sampled_from(ClassPathwaySelection),
+    mean_instance_sparsity=double,
+    mean_instance_iou=shares,
+    within_class_iou=shares,
+    cross_class_iou=shares,
+    stored=mask_figures,
+    by_frequency=mask_figures,
+)
+# The stored mask is the class pathway, so they have one sparsity.
+class_pathways = statistics.flatmap(
+    lambda built: st.builds(
+        ClassPathway,
+        class_index=indices,
+        label=texts,
+        granularity=st.sampled_from(Granularity),
+        ablation=st.sampled_from(Ablation),
+        sparsity=st.just(built.stored.sparsity),
+        pathway=tuples(masks),
+        statistics=st.just(built),
+        frequencies=tuples(st.builds(TapFrequency, texts, arrays(np.float32, least=1))),
+        model=served_models,
+    )
 )
 models = st.builds(
     ModelDescription,
@@ -113,8 +138,10 @@ models = st.builds(
     taps=tuples(st.builds(TapDescription, texts, texts, tuples(st.integers(1, 2**40)))),
     sources=tuples(st.sampled_from(PathwaySource)),
     granularity=st.sampled_from(Granularity),
+    ablation=st.sampled_from(Ablation),
     default_sparsity=double,
     class_pathway_count=counts,
+    classes_without_pathway=tuples(indices),
 )
 
 

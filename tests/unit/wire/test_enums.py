@@ -4,6 +4,7 @@ from enum import Enum
 
 import pytest
 
+from pathlens.description import ClassPathwaySelection
 from pathlens.errors import InvalidRequestError
 from pathlens.explanation import Ablation, Granularity, Output, PathwaySource, Reduction
 from pathlens.wire.enums import from_number, to_number
@@ -16,8 +17,9 @@ KINDS = [
     (Ablation, pb.Ablation),
     (Reduction, pb.Reduction),
     (Output, pb.Output),
+    (ClassPathwaySelection, pb.ClassPathwaySelection),
 ]
-PREFIXES = ["PATHWAY_SOURCE", "GRANULARITY", "ABLATION", "REDUCTION", "OUTPUT"]
+PREFIXES = ["PATHWAY_SOURCE", "GRANULARITY", "ABLATION", "REDUCTION", "OUTPUT", "CLASS_PATHWAY_SELECTION"]
 MEMBERS = [
     (member, message, prefix) for (kind, message), prefix in zip(KINDS, PREFIXES, strict=True) for member in kind
 ]

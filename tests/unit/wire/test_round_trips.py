@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from pathlens import description
 from pathlens import explanation as vocabulary
-from pathlens.description import ClassPathway, ModelDescription
+from pathlens.description import ClassPathway, ClassPathwaySelection, ModelDescription
 from pathlens.errors import InvalidRequestError
 from pathlens.explanation import (
     DEFAULT_OUTPUTS,
@@ -176,12 +176,56 @@ def test_a_map_read_from_a_message_may_be_written_to() -> None:
         ("Linearity", pb.Linearity),
         ("Explanation", pb.Explanation),
         ("TransferFigures", pb.TransferFigures),
-        ("ClassPathwayStatistics", pb.ClassPathwayStatistics),
+        ("MaskFigures", pb.MaskFigures),
+        ("TapFrequency", pb.TapFrequency),
         ("Targets", pb.Targets),
         ("ModelDescription", pb.Model),
     ],
 )
 def test_domain_objects_and_messages_have_the_same_fields(domain_object: str, message: type) -> None:
     home = vocabulary if hasattr(vocabulary, domain_object) else description
-    names = [field.name for field in fields(getattr(home, domain_object))]
-    assert names == [field.name for field in message.DESCRIPTOR.fields]  # type: ignore[attr-defined]
+    names = {field.name for field in fields(getattr(home, domain_object))}
+    assert names == {field.name for field in message.DESCRIPTOR.fields}  # type: ignore[attr-defined]
+
+
+def test_the_figures_of_the_stored_mask_lie_where_they_always_lay() -> None:
+    names = {field.name for field in fields(description.ClassPathwayStatistics)}
+    numbers = {field.name: field.number for field in pb.ClassPathwayStatistics.DESCRIPTOR.fields}
+    assert names - {"stored"} == set(numbers) - {"figures", "random_control"}
+    assert (numbers["figures"], numbers["random_control"]) == (6, 7)
+
+
+@given(stored=domain.class_pathways)
+@quick
+def test_a_class_pathway_of_an_older_service_is_one_by_frequency(stored: ClassPathway) -> None:
+    message = model_messages.class_pathway_response(stored)
+    for name in ("selection", "within_class_iou", "cross_class_iou", "by_frequency"):
+        message.class_pathway.statistics.ClearField(name)
+    statistics = model_messages.class_pathway_from_message(message).statistics
+    assert statistics.selection is ClassPathwaySelection.FREQUENCY
+    assert (statistics.within_class_iou, statistics.cross_class_iou) == (None, None)
+    assert statistics.stored == statistics.by_frequency == stored.statistics.stored
+
+
+@given(description=domain.models)
+@quick
+def test_a_model_of_an_older_service_puts_zero_for_removed_neurons(description: ModelDescription) -> None:
+    message = model_messages.model_to_message(description)
+    message.ClearField("ablation")
+    message.ClearField("classes_without_pathway")
+    expected = replace(description, ablation=Ablation.ZERO, classes_without_pathway=())
+    assert model_messages.model_from_message(message) == expected
+
+
+def test_frequencies_read_from_a_message_may_be_written_to() -> None:
+    values = pb.Tensor(data_type=pb.DATA_TYPE_FLOAT32, shape=[1], data=bytes(4))
+    message = pb.GetClassPathwayResponse(
+        class_pathway=pb.ClassPathway(
+            granularity=pb.GRANULARITY_CHANNEL,
+            ablation=pb.ABLATION_ZERO,
+            statistics=pb.ClassPathwayStatistics(source=pb.PATHWAY_SOURCE_GENERATED),
+            frequencies=[pb.TapFrequency(tap="relu#1", frequency=values)],
+        )
+    )
+    (read,) = model_messages.class_pathway_from_message(message).frequencies
+    read.frequency[0] = 0.5

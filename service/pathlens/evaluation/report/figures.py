@@ -136,7 +136,8 @@ def line_figure(lines: Sequence[Line], x: Scale, y: Scale) -> Figure:
             marker=look.marker,
             # Many markers would hide the line.
             markevery=max(1, len(values) // 6),
-            markersize=5 if solid else 4,
+            # Nor may a line hide a point that stands alone.
+            markersize=(5 if solid else 4) + (3 if len(values) == 1 else 0),
             # A hollow marker shows what lies under it.
             markerfacecolor=look.light if solid else "none",
             zorder=3 if solid else 2.5,

@@ -17,7 +17,8 @@ class Verdict:
 
     Attributes:
         name: Of the method, for readers.
-        at: Which sparsity it is of; empty where there is none.
+        at: Which sparsity it is of, such as "80 %" or "its own"; empty where there is none.
+        ablation: What stood in for removed neurons; empty where none were.
         rating: "good", "fair" or "poor".
         value: The figure, for readers.
         length: The figure as a percentage, 0 to 100.
@@ -26,6 +27,7 @@ class Verdict:
 
     name: str
     at: str
+    ablation: str
     rating: str
     value: str
     length: float
@@ -60,11 +62,11 @@ def cards(summaries: Sequence[Summary]) -> list[Card]:
     dependent = [_verdict(last, None, _rating(last.mean, 0.3, 0.5)) for last in _after_the_cascade(summaries)]
     forced = {
         name: [
-            _verdict(own, control, _unforced(own, kept.get(own.method)))
+            _verdict(own, control, _unforced(own, kept.get((own.method, own.sparsity))))
             for own, control in _beside_controls(summaries, name)
         ]
         for name, kept in (
-            (name, {own.method: own.mean for own, _ in _beside_controls(summaries, agreement)})
+            (name, {(own.method, own.sparsity): own.mean for own, _ in _beside_controls(summaries, agreement)})
             for name, agreement in (("instance forcing", "agreement"), ("forcing", "class agreement"))
         )
     }
@@ -113,18 +115,21 @@ def _unforced(forcing: Summary, agreement: float | None) -> str:
 
 
 def _beside_controls(summaries: Sequence[Summary], name: str) -> list[tuple[Summary, float | None]]:
-    """Choose for every method the sparsity next to the middle one, and find the mean of its control."""
+    """Choose for every method the sparsity next to the middle one, and find the mean of its control.
+
+    Where its pathways find their own sparsity, those are chosen as well.
+    """
     measured = [summary for summary in of(summaries, name) if summary.method != "random"]
     sparsities = sorted({summary.sparsity for summary in measured if summary.sparsity is not None})
     middle = sparsities[len(sparsities) // 2] if sparsities else 0.0
     controls = {(summary.method, summary.sparsity): summary.mean for summary in measured if summary.control}
-    chosen: dict[str, Summary] = {}
+    chosen: dict[tuple[str, bool], Summary] = {}
     for summary in sorted(measured, key=lambda s: abs((middle if s.sparsity is None else s.sparsity) - middle)):
         if not summary.control:
-            chosen.setdefault(summary.method, summary)
+            chosen.setdefault((summary.method, summary.sparsity is None), summary)
     return [
         (summary, controls.get((summary.method, summary.sparsity)))
-        for summary in sorted(chosen.values(), key=lambda summary: rank(summary.method))
+        for summary in sorted(chosen.values(), key=lambda s: (rank(s.method), s.sparsity is None))
     ]
 
 
@@ -152,7 +157,8 @@ def _verdict(summary: Summary, control: float | None, rating: str) -> Verdict:
     share = measure(summary.measure).percent
     return Verdict(
         name=method(summary.method).label,
-        at="" if summary.sparsity is None else percentage(summary.sparsity),
+        at=_at(summary),
+        ablation=summary.ablation,
         rating=rating,
         value=f"{100 * summary.mean:.1f} %" if share else f"{summary.mean:.2f}",
         length=_length(summary.mean),
@@ -160,12 +166,26 @@ def _verdict(summary: Summary, control: float | None, rating: str) -> Verdict:
     )
 
 
+def _at(summary: Summary) -> str:
+    if summary.sparsity is not None:
+        return percentage(summary.sparsity)
+    # A map has no sparsity at all.
+    return "" if summary.measure == "absolute spearman" else "its own"
+
+
 def _length(value: float) -> float:
     return round(100 * min(1.0, max(0.0, value)), 1)
 
 
 def _answer(verdicts: Sequence[Verdict], words: Mapping[str, str]) -> str:
-    names = {word: [verdict.name for verdict in verdicts if verdict.rating == rating] for rating, word in words.items()}
+    every = [verdict.name for verdict in verdicts]
+
+    def name(verdict: Verdict) -> str:
+        return f"{verdict.name} at {verdict.at} sparsity" if every.count(verdict.name) > 1 else verdict.name
+
+    names = {
+        word: [name(verdict) for verdict in verdicts if verdict.rating == rating] for rating, word in words.items()
+    }
     said = {word: names for word, names in names.items() if names}
     if len(said) == 1:
         return f"{next(iter(said))}."

@@ -12,7 +12,7 @@ from pathlens.evaluation.report import panels
 from pathlens.evaluation.report.figures import Scale
 from pathlens.evaluation.report.glance import cards
 from pathlens.evaluation.report.panels import Panel, of
-from pathlens.evaluation.report.tables import Column, Table, class_table, table
+from pathlens.evaluation.report.tables import Column, Table, class_table, stored_class_table, table
 from pathlens.evaluation.report.vocabulary import MEASURES, PALETTE, method, percentage, rank
 
 _OWN = ("agreement", "instance forcing", "confidence drop", "confidence increase", "dead share")
@@ -23,7 +23,12 @@ _AREAS = ("MoRF area", "LeRF area", "area between")
 _SIMILARITIES = ("absolute spearman", "spearman", "ssim")
 _IN_BOX = ("pointing game", "energy in box")
 
-_PATHWAY = {"method": "Pathway", "sparsity": "Sparsity"}
+_SPARSITY = "realised sparsity"
+_SPREAD = ("sparsity spread", "lowest sparsity", "highest sparsity")
+_STORED = ("transferred", "transferred by frequency")
+
+_PATHWAY = {"method": "Pathway", "sparsity": "Sparsity", "ablation": "Ablation"}
+_MAP = {"method": "Map", "ablation": "Ablation"}
 _PIXELS = Scale("pixels removed", percent=True)
 
 
@@ -95,7 +100,7 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
             title,
             tuple(part for part in contents if isinstance(part, Panel)),
             tuple(part for part in contents if isinstance(part, Table)),
-            tuple((method(name).label, panels.swatch(name, f"{anchor}-{i}")) for i, name in enumerate(names)),
+            tuple((_legend(name, shown), panels.swatch(name, f"{anchor}-{i}")) for i, name in enumerate(names)),
             frozenset(summary.measure for summary in shown),
             any(summary.control for summary in shown),
         )
@@ -109,12 +114,13 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
     yield from section(
         "faithfulness",
         "Faithfulness",
-        (*_OWN, *_LEAK),
-        over_sparsity(_OWN[:2], "realised sparsity"),
+        (*_OWN, *_LEAK, *_SPREAD),
+        over_sparsity(_OWN[:2], _SPARSITY),
         panels.frontier(summaries, *_OWN[:2]),
-        panels.beside_reference(summaries, *_LEAK, "realised sparsity"),
-        over_sparsity(_OWN[2:], "realised sparsity"),
-        table("Pathways of single images", summaries, _PATHWAY, columns(*_OWN, *_LEAK, "realised sparsity")),
+        panels.beside_reference(summaries, *_LEAK, _SPARSITY),
+        over_sparsity(_OWN[2:], _SPARSITY),
+        table("Pathways of single images", summaries, _PATHWAY, columns(*_OWN, *_LEAK, _SPARSITY)),
+        table("Sparsities that images find for themselves", _free(summaries), _PATHWAY, columns(_SPARSITY, *_SPREAD)),
     )
     yield from section(
         "class-pathways",
@@ -125,13 +131,14 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         panels.beside_reference(summaries, *_CLASS_LEAK, "class sparsity"),
         over_sparsity(_SHARED[2:], "class sparsity"),
         table("Means over classes", summaries, _PATHWAY, columns(*_SHARED, *_CLASS_LEAK, "class sparsity")),
+        stored_class_table(observations, _STORED, columns("class sparsity", *_SHARED[:2], *_CLASS_LEAK)),
         class_table(observations, columns(*_SHARED[:2], *_CLASS_LEAK, "class sparsity")),
     )
     yield from section(
         "consistency",
         "Consistency within a class",
         ("acIOU", "cross IoU"),
-        over_sparsity(("acIOU", "cross IoU"), "realised sparsity", panels.UNIT),
+        over_sparsity(("acIOU", "cross IoU"), _SPARSITY, panels.UNIT),
         table("Intersection over union", summaries, _PATHWAY, columns("acIOU", "cross IoU")),
     )
     others = sorted(dict.fromkeys(summary.detail for summary in of(summaries, "overlap")), key=rank)
@@ -155,7 +162,7 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         panels.over_detail(summaries, "MoRF", _PIXELS, Scale()),
         panels.over_detail(summaries, "LeRF", _PIXELS, Scale()),
         panels.bars(summaries, "area between", Scale()),
-        table("Areas under the curves", summaries, {"method": "Map"}, columns(*_AREAS)),
+        table("Areas under the curves", summaries, _MAP, columns(*_AREAS)),
     )
     yield from section(
         "randomisation",
@@ -165,7 +172,7 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         table(
             "Similarity to the original map",
             summaries,
-            {"method": "Map"},
+            _MAP,
             [column for name in _SIMILARITIES for column in _ends(summaries, name)],
         ),
     )
@@ -174,7 +181,12 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         "Localisation",
         _IN_BOX,
         [panel for name in _IN_BOX for panel in panels.bars(summaries, name, Scale(percent=True, limits=(0.0, None)))],
-        table("Attention in the box", summaries, {"method": "Map", "detail": "Images"}, columns(*_IN_BOX)),
+        table(
+            "Attention in the box",
+            summaries,
+            {"method": "Map", "detail": "Images", "ablation": "Ablation"},
+            columns(*_IN_BOX),
+        ),
         legend=False,
     )
     radii = sorted(dict.fromkeys(summary.detail for summary in of(summaries, "linearity error")), key=float)
@@ -186,7 +198,7 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         table(
             "Relative error",
             summaries,
-            {"method": "Network", "sparsity": "Sparsity"},
+            {**_PATHWAY, "method": "Network"},
             [Column("linearity error", radius, f"Radius {radius}") for radius in radii],
         ),
     )
@@ -195,7 +207,12 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         "Cost",
         ("cost", "floor"),
         panels.cost(summaries),
-        table("Cost of an explanation", summaries, {"method": "Method", "detail": "Of"}, columns("cost", "floor")),
+        table(
+            "Cost of an explanation",
+            summaries,
+            {"method": "Method", "detail": "Of", "ablation": "Ablation"},
+            columns("cost", "floor"),
+        ),
         legend=False,
     )
     retrained = "accuracy after retraining"
@@ -213,7 +230,7 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         ),
     )
     unknown = dict.fromkeys(summary.measure for summary in summaries if summary.measure not in MEASURES)
-    keys = {"method": "Method", "sparsity": "Sparsity", "detail": "Detail"}
+    keys = {**_PATHWAY, "method": "Method", "detail": "Detail"}
     yield from section(
         "others",
         "Other measures",
@@ -221,6 +238,19 @@ def _sections(summaries: Sequence[Summary], observations: Sequence[Observation])
         [part for name in unknown for part in table(name, of(summaries, name), keys, columns(name))],
         legend=False,
     )
+
+
+def _free(summaries: Sequence[Summary]) -> list[Summary]:
+    """Choose the pathways whose images find their own sparsity."""
+    methods = {summary.method for summary in of(summaries, *_SPREAD)}
+    return [s for s in summaries if s.method in methods and s.sparsity is None and not s.control]
+
+
+def _legend(name: str, shown: Sequence[Summary]) -> str:
+    """Return the label of a method, with its ablation where the section shows several."""
+    ablations = list(dict.fromkeys(s.ablation for s in shown if s.method == name and s.ablation))
+    several = len({summary.ablation for summary in shown if summary.ablation}) > 1
+    return f"{method(name).label} ({', '.join(ablations)} ablation)" if several and ablations else method(name).label
 
 
 def _cascade(summaries: Sequence[Summary], name: str) -> Iterator[Panel]:

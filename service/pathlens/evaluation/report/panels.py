@@ -162,9 +162,12 @@ def _lines(summaries: Sequence[Summary], place: Callable[[Summary], float], own:
 
 
 def _groups(summaries: Sequence[Summary], own: Dashes = "solid") -> Iterator[tuple[str, Dashes, list[Summary]]]:
-    """Group by method and control; the most important is drawn last, over the others."""
+    """Group by method and control; the most important is drawn last, over the others.
+
+    Pathways that find their own sparsity are not those of a grid, so they are a group, and a point, of their own.
+    """
     ordered = sorted(summaries, key=lambda s: (-rank(s.method), s.method, not s.control, _sparsity(s)))
-    for (name, control), group in groupby(ordered, key=lambda summary: (summary.method, summary.control)):
+    for (name, control, _), group in groupby(ordered, key=lambda s: (s.method, s.control, s.sparsity is None)):
         yield name, "dashed" if control else own, list(group)
 
 

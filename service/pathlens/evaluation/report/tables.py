@@ -76,8 +76,8 @@ def table(
     Args:
         title: What it shows.
         summaries: All of the report, or some.
-        keys: Header of each attribute of `Summary`, out of method, sparsity and detail, that tells the rows apart. The
-            random control is a row of its own.
+        keys: Header of each attribute of `Summary`, out of method, sparsity, detail and ablation, that tells the rows
+            apart. The random control is a row of its own.
         columns: What to show; those without a value are left out.
     """
     filled: dict[Column, dict[tuple[object, ...], Summary]] = {column: {} for column in columns}
@@ -98,6 +98,7 @@ def table(
             "method": rank(summary.method),
             "sparsity": -1.0 if summary.sparsity is None else summary.sparsity,
             "detail": appearance[summary.detail],
+            "ablation": 0.0,
         }
         return [*(places[key] for key in keys), summary.control]
 
@@ -118,19 +119,42 @@ def table(
 
 def class_table(observations: Sequence[Observation], columns: Sequence[Column]) -> Iterator[Table]:
     """Show single classes at the middle one of the sparsities, those with the highest forcing first."""
+    sparsities = sorted({o.sparsity for o in _of_classes(observations, columns) if o.sparsity is not None})
+    if sparsities:
+        sparsity = sparsities[len(sparsities) // 2]
+        title = f"Class by class at {percentage(sparsity)} sparsity, highest forcing first"
+        yield from _class_by_class(title, [o for o in observations if o.sparsity == sparsity], columns)
+
+
+def stored_class_table(
+    observations: Sequence[Observation], methods: Sequence[str], columns: Sequence[Column]
+) -> Iterator[Table]:
+    """Show the stored pathways of single classes, those with the highest forcing first.
+
+    Args:
+        observations: All of the report.
+        methods: Which masks, beside each other.
+        columns: What to show.
+    """
+    chosen = [o for o in observations if o.sparsity is None and o.method in methods]
+    yield from _class_by_class("Stored class pathways, highest forcing first", chosen, columns)
+
+
+def _of_classes(observations: Sequence[Observation], columns: Sequence[Column]) -> list[Observation]:
     names = {column.measure for column in columns}
-    chosen = [o for o in observations if o.measure in names and not o.control and math.isfinite(o.value)]
-    sparsities = sorted({o.sparsity for o in chosen if o.sparsity is not None})
-    if not sparsities:
-        return
-    sparsity = sparsities[len(sparsities) // 2]
-    chosen = [o for o in chosen if o.sparsity == sparsity]
+    return [o for o in observations if o.measure in names and not o.control and math.isfinite(o.value)]
+
+
+def _class_by_class(title: str, observations: Sequence[Observation], columns: Sequence[Column]) -> Iterator[Table]:
+    chosen = _of_classes(observations, columns)
     forcing = {(o.subject, o.method): o.value for o in chosen if o.measure == "forcing"}
     # A subject takes the place of the detail, of which these measures have none.
     worst = sorted(chosen, key=lambda o: -forcing.get((o.subject, o.method), 0.0))
-    summaries = [Summary(o.measure, o.method, o.sparsity, False, str(o.subject), o.value, None, 1) for o in worst]
-    title = f"Class by class at {percentage(sparsity)} sparsity, highest forcing first"
-    for whole in table(title, summaries, {"detail": "Class", "method": "Pathway"}, columns):
+    summaries = [
+        Summary(o.measure, o.method, o.sparsity, False, str(o.subject), o.value, None, 1, o.ablation) for o in worst
+    ]
+    keys = {"detail": "Class", "method": "Pathway", "ablation": "Ablation"}
+    for whole in table(title, summaries, keys, columns):
         if len(whole.rows) > CLASS_ROWS:
             title = f"{title} ({CLASS_ROWS} of {len(whole.rows)} rows)"
         yield replace(whole, title=title, rows=whole.rows[:CLASS_ROWS])
@@ -140,7 +164,9 @@ def _key(summary: Summary, key: str) -> str:
     if key == "method":
         return method(summary.method).label
     if key == "sparsity":
-        return "own" if summary.sparsity is None else percentage(summary.sparsity)
+        if summary.sparsity is not None:
+            return percentage(summary.sparsity)
+        return "none" if summary.method == "whole network" else "own"
     return str(getattr(summary, key))
 
 

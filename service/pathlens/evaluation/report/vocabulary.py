@@ -54,6 +54,7 @@ METHODS = {
     "distillation_guided_routing": Method("DGR", 3, "D"),
     "generated": Method("GEN-CNP", 7, "P"),
     "transferred": Method("Transferred", 6, "X"),
+    "transferred by frequency": Method("Transferred by frequency", 4, "v"),
     "gradient": Method("Gradient", 2, "^"),
     "gradient_times_input": Method("Gradient × input", 3, "D"),  # noqa: RUF001 - that is its name
     "integrated_gradients": Method("Integrated gradients", 4, "v"),
@@ -103,6 +104,9 @@ MEASURES = {
     "instance leak": Measure("Leak", True),
     "instance leak reference": Measure("Leak reference", True),
     "realised sparsity": Measure("Neurons removed", True),
+    "sparsity spread": Measure("Standard deviation over images", True),
+    "lowest sparsity": Measure("Fewest", True),
+    "highest sparsity": Measure("Most", True),
     "acIOU": Measure("Same class (acIOU)", better="↑"),
     "cross IoU": Measure("Different classes (cross IoU)", better="↓"),
     "overlap": Measure("Overlap"),

@@ -86,7 +86,7 @@ class _Granularity:
 class _GranularityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Granularity.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     GRANULARITY_UNSPECIFIED: _Granularity.ValueType  # 0
-    """Means the granularity of the stored class pathways."""
+    """Means the granularity of the stored class pathways and of the generator."""
     GRANULARITY_CHANNEL: _Granularity.ValueType  # 1
     """A whole feature map."""
     GRANULARITY_UNIT: _Granularity.ValueType  # 2
@@ -96,7 +96,7 @@ class Granularity(_Granularity, metaclass=_GranularityEnumTypeWrapper):
     """What counts as one neuron."""
 
 GRANULARITY_UNSPECIFIED: Granularity.ValueType  # 0
-"""Means the granularity of the stored class pathways."""
+"""Means the granularity of the stored class pathways and of the generator."""
 GRANULARITY_CHANNEL: Granularity.ValueType  # 1
 """A whole feature map."""
 GRANULARITY_UNIT: Granularity.ValueType  # 2
@@ -113,6 +113,10 @@ class _AblationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ablation.Val
     """Never sent."""
     ABLATION_ZERO: _Ablation.ValueType  # 1
     """Zero."""
+    ABLATION_MEAN: _Ablation.ValueType  # 2
+    """Its mean over the images that the bundle was fitted on."""
+    ABLATION_OPTIMAL: _Ablation.ValueType  # 3
+    """A constant for each class and channel, learned with the pathway of the class."""
 
 class Ablation(_Ablation, metaclass=_AblationEnumTypeWrapper):
     """What stands in for a removed neuron."""
@@ -121,7 +125,39 @@ ABLATION_UNSPECIFIED: Ablation.ValueType  # 0
 """Never sent."""
 ABLATION_ZERO: Ablation.ValueType  # 1
 """Zero."""
+ABLATION_MEAN: Ablation.ValueType  # 2
+"""Its mean over the images that the bundle was fitted on."""
+ABLATION_OPTIMAL: Ablation.ValueType  # 3
+"""A constant for each class and channel, learned with the pathway of the class."""
 Global___Ablation: _TypeAlias = Ablation  # noqa: Y015
+
+class _ClassPathwaySelection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClassPathwaySelectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClassPathwaySelection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLASS_PATHWAY_SELECTION_UNSPECIFIED: _ClassPathwaySelection.ValueType  # 0
+    """Never sent."""
+    CLASS_PATHWAY_SELECTION_FREQUENCY: _ClassPathwaySelection.ValueType  # 1
+    """Those that a fraction of the class's instance pathways keep."""
+    CLASS_PATHWAY_SELECTION_TWO_SIDED: _ClassPathwaySelection.ValueType  # 2
+    """Learned so that the pathway network has the classifier's probability of the class, for images of the class and for
+    all others.
+    """
+
+class ClassPathwaySelection(_ClassPathwaySelection, metaclass=_ClassPathwaySelectionEnumTypeWrapper):
+    """How the neurons of a class pathway were chosen."""
+
+CLASS_PATHWAY_SELECTION_UNSPECIFIED: ClassPathwaySelection.ValueType  # 0
+"""Never sent."""
+CLASS_PATHWAY_SELECTION_FREQUENCY: ClassPathwaySelection.ValueType  # 1
+"""Those that a fraction of the class's instance pathways keep."""
+CLASS_PATHWAY_SELECTION_TWO_SIDED: ClassPathwaySelection.ValueType  # 2
+"""Learned so that the pathway network has the classifier's probability of the class, for images of the class and for
+all others.
+"""
+Global___ClassPathwaySelection: _TypeAlias = ClassPathwaySelection  # noqa: Y015
 
 class _Reduction:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -610,7 +646,9 @@ class Explanation(_message.Message):
     granularity: Global___Granularity.ValueType
     """What counts as one neuron."""
     ablation: Global___Ablation.ValueType
-    """What stands in for a removed neuron."""
+    """What stands in for a removed neuron: the model's own for stored and generated pathways, zero for contribution
+    sources.
+    """
     sparsity: _builtins.float
     """Fraction of neurons that the pathway removes."""
     class_pathway_iou: _builtins.float
@@ -698,7 +736,7 @@ class StageTimings(_message.Message):
 
     @_builtins.property
     def pathway(self) -> _duration_pb2.Duration:
-        """Contributions and selection, or the look-up of the class pathway."""
+        """Contributions and selection, the generator's pass, or the look-up of the class pathway."""
 
     @_builtins.property
     def gradient(self) -> _duration_pb2.Duration:
@@ -1059,10 +1097,13 @@ class GetClassPathwayRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CLASS_INDEX_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    INCLUDE_FREQUENCIES_FIELD_NUMBER: _builtins.int
     class_index: _builtins.int
     """By index."""
     label: _builtins.str
     """By label."""
+    include_frequencies: _builtins.bool
+    """Whether the reply holds how often the instance pathways keep each neuron: 32 times as much data as the masks."""
     @_builtins.property
     def model(self) -> Global___ModelReference:
         """The model to ask."""
@@ -1073,10 +1114,11 @@ class GetClassPathwayRequest(_message.Message):
         model: Global___ModelReference | None = ...,
         class_index: _builtins.int = ...,
         label: _builtins.str = ...,
+        include_frequencies: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["class", b"class", "class_index", b"class_index", "label", b"label", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class", b"class", "class_index", b"class_index", "label", b"label", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class", b"class", "class_index", b"class_index", "include_frequencies", b"include_frequencies", "label", b"label", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_class: _TypeAlias = _typing.Literal["class_index", "label"]  # noqa: Y015
     _WhichOneofArgType_class: _TypeAlias = _typing.Literal["class", b"class"]  # noqa: Y015
@@ -1158,6 +1200,40 @@ class TransferFigures(_message.Message):
 Global___TransferFigures: _TypeAlias = TransferFigures  # noqa: Y015
 
 @_typing.final
+class MaskFigures(_message.Message):
+    """What a class mask is worth on held-out images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPARSITY_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    RANDOM_CONTROL_FIELD_NUMBER: _builtins.int
+    sparsity: _builtins.float
+    """Fraction of neurons that the mask removes."""
+    @_builtins.property
+    def figures(self) -> Global___TransferFigures:
+        """Measured with the mask."""
+
+    @_builtins.property
+    def random_control(self) -> Global___TransferFigures:
+        """Measured with a random mask that keeps as many neurons at each tap."""
+
+    def __init__(
+        self,
+        *,
+        sparsity: _builtins.float = ...,
+        figures: Global___TransferFigures | None = ...,
+        random_control: Global___TransferFigures | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "random_control", b"random_control"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "random_control", b"random_control", "sparsity", b"sparsity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaskFigures: _TypeAlias = MaskFigures  # noqa: Y015
+
+@_typing.final
 class ClassPathwayStatistics(_message.Message):
     """What a class pathway was built from and how it transfers."""
 
@@ -1170,23 +1246,41 @@ class ClassPathwayStatistics(_message.Message):
     MEAN_INSTANCE_IOU_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
     RANDOM_CONTROL_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    WITHIN_CLASS_IOU_FIELD_NUMBER: _builtins.int
+    CROSS_CLASS_IOU_FIELD_NUMBER: _builtins.int
+    BY_FREQUENCY_FIELD_NUMBER: _builtins.int
     image_count: _builtins.int
     """Images predicted as the class whose pathways were counted."""
     threshold: _builtins.float
-    """Share of those pathways that must keep a neuron."""
+    """Share of those pathways that must keep a neuron of the mask by frequency."""
     source: Global___PathwaySource.ValueType
     """Where the instance pathways came from."""
     mean_instance_sparsity: _builtins.float
     """Mean sparsity of the instance pathways."""
     mean_instance_iou: _builtins.float
     """Mean intersection over union of the class pathway and the instance pathways of held-out images of the class."""
+    selection: Global___ClassPathwaySelection.ValueType
+    """How the stored mask was chosen."""
+    within_class_iou: _builtins.float
+    """Mean intersection over union of every two held-out instance pathways of the class. Absent with fewer than two."""
+    cross_class_iou: _builtins.float
+    """Mean intersection over union of the held-out instance pathways of the class with those of other classes. Absent
+    without both.
+    """
     @_builtins.property
     def figures(self) -> Global___TransferFigures:
-        """Measured with the class pathway."""
+        """Measured with the stored mask."""
 
     @_builtins.property
     def random_control(self) -> Global___TransferFigures:
         """Measured with a random mask that keeps as many neurons at each tap."""
+
+    @_builtins.property
+    def by_frequency(self) -> Global___MaskFigures:
+        """The mask by frequency, which knows the images of its own class only. It is the stored mask itself if that was
+        selected by frequency.
+        """
 
     def __init__(
         self,
@@ -1198,16 +1292,57 @@ class ClassPathwayStatistics(_message.Message):
         mean_instance_iou: _builtins.float | None = ...,
         figures: Global___TransferFigures | None = ...,
         random_control: Global___TransferFigures | None = ...,
+        selection: Global___ClassPathwaySelection.ValueType = ...,
+        within_class_iou: _builtins.float | None = ...,
+        cross_class_iou: _builtins.float | None = ...,
+        by_frequency: Global___MaskFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_instance_iou", b"_mean_instance_iou", "figures", b"figures", "mean_instance_iou", b"mean_instance_iou", "random_control", b"random_control"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cross_class_iou", b"_cross_class_iou", "_mean_instance_iou", b"_mean_instance_iou", "_within_class_iou", b"_within_class_iou", "by_frequency", b"by_frequency", "cross_class_iou", b"cross_class_iou", "figures", b"figures", "mean_instance_iou", b"mean_instance_iou", "random_control", b"random_control", "within_class_iou", b"within_class_iou"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_instance_iou", b"_mean_instance_iou", "figures", b"figures", "image_count", b"image_count", "mean_instance_iou", b"mean_instance_iou", "mean_instance_sparsity", b"mean_instance_sparsity", "random_control", b"random_control", "source", b"source", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cross_class_iou", b"_cross_class_iou", "_mean_instance_iou", b"_mean_instance_iou", "_within_class_iou", b"_within_class_iou", "by_frequency", b"by_frequency", "cross_class_iou", b"cross_class_iou", "figures", b"figures", "image_count", b"image_count", "mean_instance_iou", b"mean_instance_iou", "mean_instance_sparsity", b"mean_instance_sparsity", "random_control", b"random_control", "selection", b"selection", "source", b"source", "threshold", b"threshold", "within_class_iou", b"within_class_iou"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cross_class_iou: _TypeAlias = _typing.Literal["cross_class_iou"]  # noqa: Y015
+    _WhichOneofArgType__cross_class_iou: _TypeAlias = _typing.Literal["_cross_class_iou", b"_cross_class_iou"]  # noqa: Y015
     _WhichOneofReturnType__mean_instance_iou: _TypeAlias = _typing.Literal["mean_instance_iou"]  # noqa: Y015
     _WhichOneofArgType__mean_instance_iou: _TypeAlias = _typing.Literal["_mean_instance_iou", b"_mean_instance_iou"]  # noqa: Y015
+    _WhichOneofReturnType__within_class_iou: _TypeAlias = _typing.Literal["within_class_iou"]  # noqa: Y015
+    _WhichOneofArgType__within_class_iou: _TypeAlias = _typing.Literal["_within_class_iou", b"_within_class_iou"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cross_class_iou) -> _WhichOneofReturnType__cross_class_iou | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_instance_iou) -> _WhichOneofReturnType__mean_instance_iou | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__within_class_iou) -> _WhichOneofReturnType__within_class_iou | None: ...
 
 Global___ClassPathwayStatistics: _TypeAlias = ClassPathwayStatistics  # noqa: Y015
+
+@_typing.final
+class TapFrequency(_message.Message):
+    """How often the instance pathways of a class keep each neuron of a tap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAP_FIELD_NUMBER: _builtins.int
+    FREQUENCY_FIELD_NUMBER: _builtins.int
+    tap: _builtins.str
+    """Name of the tap."""
+    @_builtins.property
+    def frequency(self) -> Global___Tensor:
+        """FLOAT32 in [0, 1]: [channels], or the tap's own shape without the batch."""
+
+    def __init__(
+        self,
+        *,
+        tap: _builtins.str = ...,
+        frequency: Global___Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frequency", b"frequency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frequency", b"frequency", "tap", b"tap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TapFrequency: _TypeAlias = TapFrequency  # noqa: Y015
 
 @_typing.final
 class ClassPathway(_message.Message):
@@ -1222,6 +1357,7 @@ class ClassPathway(_message.Message):
     SPARSITY_FIELD_NUMBER: _builtins.int
     PATHWAY_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
+    FREQUENCIES_FIELD_NUMBER: _builtins.int
     class_index: _builtins.int
     """Index of the class."""
     label: _builtins.str
@@ -1240,6 +1376,10 @@ class ClassPathway(_message.Message):
     def statistics(self) -> Global___ClassPathwayStatistics:
         """What it was built from."""
 
+    @_builtins.property
+    def frequencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___TapFrequency]:
+        """How often the instance pathways keep each neuron, one per tap in call order. Empty unless asked for."""
+
     def __init__(
         self,
         *,
@@ -1250,10 +1390,11 @@ class ClassPathway(_message.Message):
         sparsity: _builtins.float = ...,
         pathway: _abc.Iterable[Global___TapMask] | None = ...,
         statistics: Global___ClassPathwayStatistics | None = ...,
+        frequencies: _abc.Iterable[Global___TapFrequency] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablation", b"ablation", "class_index", b"class_index", "granularity", b"granularity", "label", b"label", "pathway", b"pathway", "sparsity", b"sparsity", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablation", b"ablation", "class_index", b"class_index", "frequencies", b"frequencies", "granularity", b"granularity", "label", b"label", "pathway", b"pathway", "sparsity", b"sparsity", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1336,14 +1477,18 @@ class Model(_message.Message):
     GRANULARITY_FIELD_NUMBER: _builtins.int
     DEFAULT_SPARSITY_FIELD_NUMBER: _builtins.int
     CLASS_PATHWAY_COUNT_FIELD_NUMBER: _builtins.int
+    ABLATION_FIELD_NUMBER: _builtins.int
+    CLASSES_WITHOUT_PATHWAY_FIELD_NUMBER: _builtins.int
     classifier_sha256: _builtins.str
     """SHA-256 of the captured classifier, in hexadecimal."""
     granularity: Global___Granularity.ValueType
-    """Granularity of the stored class pathways, the default of requests."""
+    """Granularity of the stored class pathways and of the generator, the default of requests."""
     default_sparsity: _builtins.float
     """Sparsity of contribution sources when a request states none."""
     class_pathway_count: _builtins.int
     """Number of classes with a stored pathway."""
+    ablation: Global___Ablation.ValueType
+    """What stands in for a removed neuron of stored and generated pathways."""
     @_builtins.property
     def model(self) -> Global___ServedModel:
         """Name, version and bundle hash."""
@@ -1364,6 +1509,10 @@ class Model(_message.Message):
     def sources(self) -> _containers.RepeatedScalarFieldContainer[Global___PathwaySource.ValueType]:
         """Pathway sources that this model can answer."""
 
+    @_builtins.property
+    def classes_without_pathway(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the classes without a stored pathway, because too few images were predicted as one of them."""
+
     def __init__(
         self,
         *,
@@ -1376,10 +1525,12 @@ class Model(_message.Message):
         granularity: Global___Granularity.ValueType = ...,
         default_sparsity: _builtins.float = ...,
         class_pathway_count: _builtins.int = ...,
+        ablation: Global___Ablation.ValueType = ...,
+        classes_without_pathway: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_pathway_count", b"class_pathway_count", "classifier_sha256", b"classifier_sha256", "default_sparsity", b"default_sparsity", "granularity", b"granularity", "input_shape", b"input_shape", "labels", b"labels", "model", b"model", "sources", b"sources", "taps", b"taps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablation", b"ablation", "class_pathway_count", b"class_pathway_count", "classes_without_pathway", b"classes_without_pathway", "classifier_sha256", b"classifier_sha256", "default_sparsity", b"default_sparsity", "granularity", b"granularity", "input_shape", b"input_shape", "labels", b"labels", "model", b"model", "sources", b"sources", "taps", b"taps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,67 @@
+"""What `pathlens fit` says of a fitted bundle."""
+
+from rich.console import Console
+from rich.table import Table
+
+from pathlens.bundle.store import Bundle
+from pathlens.description import ClassPathwaySelection, MaskFigures
+
+LARGEST_TABLE = 20
+
+
+def print_summary(bundle: Bundle, console: Console) -> None:
+    """Print how the class pathways transfer, with their random controls and the masks by frequency beside them."""
+    bank = bundle.bank
+    columns = ["class", "images", "sparsity", "agreement", "forcing", "random agreement", "random forcing"]
+    both_sided = any(known.selection is ClassPathwaySelection.TWO_SIDED for known in bank.statistics.values())
+    if both_sided:
+        columns += ["by frequency: sparsity", "agreement", "forcing"]
+    ablation = bank.replacement.ablation.value
+    title = f"{len(bank)} of {len(bundle.labels)} classes have a pathway (ablation: {ablation})"
+    table = Table(title=title)
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for label, statistics in list(bank.statistics.items())[:LARGEST_TABLE]:
+        cells = [*_cells(statistics.stored, with_control=True)]
+        if both_sided:
+            cells += _cells(statistics.by_frequency, with_control=False)
+        table.add_row(bundle.labels[label], str(statistics.image_count), *cells)
+    if len(bank) > LARGEST_TABLE:
+        table.caption = f"and {len(bank) - LARGEST_TABLE} more"
+    console.print(table)
+    counts = bank.counts.values()
+    mean = sum(count.sparsity_sum for count in counts) / max(1, sum(count.images for count in counts))
+    console.print(f"Pathways of single images ({bundle.source.value}): {mean:.1%} sparse on average")
+
+
+def warn(bundle: Bundle, console: Console) -> None:
+    """Say what is wrong with a bundle that can be served all the same."""
+    statistics = bundle.bank.statistics
+    agreement = {label: known.stored.figures.agreement for label, known in statistics.items()}
+    lost = [label for label, share in agreement.items() if share is not None and share < 0.5]
+    if lost:
+        names = ", ".join(bundle.labels[label] for label in lost)
+        console.print(
+            f"The pathway of {names} keeps less than half of its own class: train longer (--class-steps), or lower "
+            "--sparsity or --threshold.",
+            style="yellow",
+        )
+    largest = max(statistics, key=lambda label: statistics[label].image_count)
+    share = statistics[largest].image_count / bundle.fit.images
+    if share > 0.5 and len(bundle.labels) > 2:
+        console.print(
+            f"{share:.0%} of the images are seen as {bundle.labels[largest]}: do --size, --mean, --std and --colour "
+            "fit the classifier?",
+            style="yellow",
+        )
+
+
+def _cells(mask: MaskFigures, with_control: bool) -> list[str]:
+    shares = [mask.figures.agreement, mask.figures.forcing]
+    if with_control:
+        shares += [mask.random_control.agreement, mask.random_control.forcing]
+    return [f"{mask.sparsity:.1%}", *map(_percent, shares)]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

@@ -1,0 +1,247 @@
+"""Two-sided class pathways: masks that tell the images of a class from all others as the whole classifier does.
+
+A mask that only keeps its own class can do so by carrying the answer in itself: whatever goes in, the class comes out.
+So the mask of class c is trained on images of c and, as many, on images of other classes, and asked for P_c of the
+whole classifier each time (contrastive transfer; docs/science.md has what was tried).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathlens.classifier.captured import CapturedClassifier
+from pathlens.explanation import Ablation, Granularity
+from pathlens.generator.masked_run import MaskedRun
+from pathlens.generator.objective import detection, odds
+from pathlens.generator.parallel import ProcessGroup
+from pathlens.generator.price import SearchedPrice
+from pathlens.pathways.contributions import first_order
+from pathlens.pathways.pathway import mask_shape
+from pathlens.pathways.replacement import Replacement
+
+FIRST_PRICE = 0.5
+SCORES = (0.5, 3.0)
+"""Scores of the neurons that matter least and most to the class before training; above 0 is kept."""
+
+LIMITS = (-1.0, 3.0)
+"""Scores stay between these, so that a neuron that was removed can come back when it is missed."""
+
+
+@dataclass(frozen=True)
+class ClassPathwaySettings:
+    """How two-sided class pathways are trained.
+
+    Attributes:
+        granularity: What counts as one neuron.
+        steps: Length of the training.
+        survey: Share of the steps that find out how much each neuron matters before any is removed.
+        settle: Share of the steps at the end over which the learning rate falls to 0.
+        agreement: The least share of the images of a class that are to keep it, in (0, 1).
+        forcing: The greatest share of other images that may get the class, in (0, 1).
+        learning_rate: Of Adam, for the scores.
+    """
+
+    granularity: Granularity = Granularity.CHANNEL
+    steps: int = 3000
+    survey: float = 0.05
+    settle: float = 0.15
+    agreement: float = 0.95
+    forcing: float = 0.16
+    learning_rate: float = 0.03
+
+
+class ClassPathwayTraining:
+    """Trains the masks of all classes at once, and the constants of `Ablation.OPTIMAL` with them.
+
+    Every image of a batch goes through the pathway network of its own class and through that of another class, drawn at
+    random. Loss: `objective.detection` of both, weighed by what the class finds harder, plus the class's price for the
+    share it keeps, which rises until agreement or forcing stand in the way. Gradients pass the rounding straight
+    through a sigmoid.
+
+    Args:
+        classifier: The captured classifier, on the device and in the precision to compute in.
+        classes: Those that get a pathway, at least two.
+        replacement: What stands in for removed neurons, one row; for `Ablation.OPTIMAL`, where its constants begin.
+        settings: How.
+        group: The processes that train together.
+        seed: Of the choice of other classes.
+    """
+
+    def __init__(
+        self,
+        classifier: CapturedClassifier,
+        classes: Sequence[int],
+        replacement: Replacement,
+        settings: ClassPathwaySettings,
+        group: ProcessGroup,
+        seed: int,
+    ) -> None:
+        device = classifier.device
+        self._classifier = classifier
+        self._classes = torch.tensor(classes, device=device)
+        self._row_of_class = torch.full((classifier.classes,), -1, device=device)
+        self._row_of_class[self._classes] = torch.arange(len(classes), device=device)
+        self._first = replacement
+        self._settings = settings
+        self._group = group
+        self._seed = seed
+        shapes = [(len(classes), *mask_shape(tap, settings.granularity)) for tap in classifier.taps]
+        self._importance = [torch.zeros(shape, device=device) for shape in shapes]
+        self._scores = [torch.ones(shape, device=device, requires_grad=True) for shape in shapes]
+        self._constants: list[Tensor] = []
+        groups: list[dict[str, Any]] = [{"params": self._scores}]
+        if replacement.ablation is Ablation.OPTIMAL:
+            # In units of the tap's mean, so that one learning rate fits all taps.
+            self._units = [float(value.abs().mean()) + 1e-6 for value in replacement.values]
+            rows = [value.expand(len(classes), *value.shape[1:]) for value in replacement.values]
+            self._constants = [
+                (row / unit).clone().requires_grad_() for row, unit in zip(rows, self._units, strict=True)
+            ]
+            groups.append({"params": self._constants})
+        self._optimizer = torch.optim.Adam(groups, settings.learning_rate, betas=(0.9, 0.99))
+        self._search = SearchedPrice(len(classes), FIRST_PRICE, settings.steps, settings.agreement, settings.forcing)
+        self._number = 0
+
+    def step(self, images: Tensor) -> Mapping[str, float]:
+        """Take one step on a batch, [B, C, H, W]; returns loss, agreement, forcing and sparsity."""
+        with torch.no_grad():
+            logits = self._classifier(images)
+        own = self._row_of_class[logits.argmax(1)]
+        chosen = own >= 0
+        images, logits, own = images[chosen], logits[chosen], own[chosen]
+        count = len(self._classes)
+        # Seeded step by step, so that a resumed training draws what an uninterrupted one would.
+        seed = (self._seed * 1_000_003 + self._number) * self._group.size + self._group.rank
+        shift = torch.randint(1, count, (len(own),), generator=torch.Generator().manual_seed(seed)).to(own.device)
+        images, logits = torch.cat([images, images]), torch.cat([logits, logits])
+        rows = torch.cat([own, (own + shift) % count])
+        survey = max(1, round(self._settings.survey * self._settings.steps))
+        if self._number < survey:
+            self._note_importance(images, rows)
+            figures = {"loss": 0.0, "agreement": 1.0, "forcing": 0.0, "sparsity": 0.0}
+        else:
+            if self._number == survey:
+                self._begin()
+            figures = self._learn(images, logits, rows, len(own))
+        self._number += 1
+        return figures
+
+    def _note_importance(self, images: Tensor, rows: Tensor) -> None:
+        """Add up what each neuron is worth to the odds of a class, to first order."""
+        trace = self._classifier.trace(images)
+        with torch.enable_grad():
+            total = odds(trace.logits, self._classes[rows]).sum()
+        gradients = torch.autograd.grad(total, trace.activations, allow_unused=True, materialize_grads=True)
+        moved = [
+            activation.detach() - self._first.of(index, activation)
+            for index, activation in enumerate(trace.activations)
+        ]
+        worth = first_order(self._classifier.taps, moved, gradients, self._settings.granularity)
+        for importance, scores in zip(self._importance, worth.scores, strict=True):
+            importance.index_add_(0, rows, scores)
+
+    def _begin(self) -> None:
+        """Order the neurons of each class by importance, so that the least important go first."""
+        self._group.average(self._importance)
+        flat = torch.cat([importance.flatten(1) for importance in self._importance], 1)
+        places = flat.argsort(1).argsort(1).float() / max(1, flat.shape[1] - 1)
+        low, high = SCORES
+        with torch.no_grad():
+            parts = torch.split(places, [importance[0].numel() for importance in self._importance], 1)
+            for scores, part in zip(self._scores, parts, strict=True):
+                scores.copy_((low + (high - low) * part).view_as(scores))
+
+    def _learn(self, images: Tensor, logits: Tensor, rows: Tensor, members: int) -> dict[str, float]:
+        left = 1 - self._number / self._settings.steps
+        for group, rate in zip(self._optimizer.param_groups, (1.0, 1 / 3), strict=False):
+            group["lr"] = self._settings.learning_rate * rate * min(1.0, left / self._settings.settle)
+        masks = [_straight_through(scores[rows]) for scores in self._scores]
+        run = MaskedRun(self._classifier.taps, masks, self._settings.granularity, self._replacement(rows))
+        alone = self._classifier(images, run)
+        classes = self._classes[rows]
+        density = run.density
+        price = self._search.prices.to(rows.device)[rows]
+        weight = self._search.weights(rows.cpu(), members).to(rows.device)
+        loss = 2 * _mean(weight * detection(logits, alone, classes)) + _mean(price * density)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._group.average(tensor.grad for tensor in (*self._scores, *self._constants))
+        self._optimizer.step()
+        with torch.no_grad():
+            for scores in self._scores:
+                scores.clamp_(*LIMITS)
+        hit = alone.detach().argmax(1) == classes
+        self._update_prices(rows.cpu(), hit.cpu(), 1 - density.detach().cpu(), members)
+        figures = torch.stack(
+            [loss.detach(), _mean(hit[:members]), _mean(hit[members:]), 1 - _mean(density.detach())]
+        ).cpu()
+        self._group.average([figures])
+        return dict(zip(("loss", "agreement", "forcing", "sparsity"), figures.tolist(), strict=True))
+
+    def _update_prices(self, rows: Tensor, hit: Tensor, sparsity: Tensor, members: int) -> None:
+        self._search.update(rows, members, hit, sparsity)
+        # Each process saw its own images; all go on with the same prices.
+        self._group.average([self._search.prices, self._search.balance])
+
+    def _replacement(self, rows: Tensor) -> Replacement:
+        if not self._constants:
+            return self._first
+        values = tuple(constant[rows] * unit for constant, unit in zip(self._constants, self._units, strict=True))
+        return Replacement(Ablation.OPTIMAL, values)
+
+    def masks(self) -> dict[int, Tensor]:
+        """Return the masks by class, bool [N] on the CPU."""
+        flat = torch.cat([scores.detach().flatten(1) for scores in self._scores], 1).cpu() > 0
+        return dict(zip(self._classes.tolist(), flat, strict=True))
+
+    def replacement(self) -> Replacement:
+        """Return what stands in for removed neurons: one row, or for `Ablation.OPTIMAL` one for each of all classes."""
+        if not self._constants:
+            return self._first
+        values = []
+        for constant, unit, first in zip(self._constants, self._units, self._first.values, strict=True):
+            # Classes without a pathway keep what all began with.
+            whole = first.repeat(self._classifier.classes, *[1] * (first.ndim - 1))
+            whole[self._classes] = constant.detach() * unit
+            values.append(whole)
+        return Replacement(Ablation.OPTIMAL, tuple(values))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on."""
+        return {
+            "importance": self._importance,
+            "scores": [scores.detach() for scores in self._scores],
+            "constants": [constant.detach() for constant in self._constants],
+            "optimizer": self._optimizer.state_dict(),
+            "search": self._search.state_dict(),
+            "number": self._number,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another training with the same settings stopped."""
+        with torch.no_grad():
+            for name, tensors in (
+                ("importance", self._importance),
+                ("scores", self._scores),
+                ("constants", self._constants),
+            ):
+                for tensor, stored in zip(tensors, state[name], strict=True):
+                    tensor.copy_(stored)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._search.load_state_dict(state["search"])
+        self._number = state["number"]
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean, and 0 of nothing: a batch may hold no image of the classes that get a pathway."""
+    return values.float().sum() / max(1, len(values))
+
+
+def _straight_through(scores: Tensor) -> Tensor:
+    """Return 1 where a score is above 0, else 0, with the gradient of a sigmoid."""
+    soft = torch.sigmoid(scores)
+    # In brackets, because 1 + soft - soft is not 1 but for rounding.
+    return (scores > 0).to(scores.dtype) + (soft - soft.detach())

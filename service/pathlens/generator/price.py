@@ -1,0 +1,101 @@
+"""The price of sparsity, searched while training for what is asked of the masks."""
+
+import torch
+from torch import Tensor
+
+LOWEST, HIGHEST = 0.01, 200.0
+
+SPEED = 1.2
+"""Sparsity that is aimed at grows by this much over a training in which nothing stands in its way."""
+
+LEAD = 0.1
+"""The sparsity that is aimed at is never further from the present one."""
+
+GAIN = 0.06
+"""The logarithm of a price grows by this much in a step for each unit of sparsity that is missing."""
+
+MEMORY = 512
+"""Images that the running figures remember."""
+
+
+class SearchedPrice:
+    """Prices that make masks sparser while what was asked for holds, and denser while it does not.
+
+    The sparsity that is aimed at rises or falls at a steady speed, and the price follows what is missing of it: masks
+    answer a price late, and a price that rose until a bound is crossed would be far too high by then.
+
+    The search is part of the training and so costs no second one. Where both agreement and forcing are asked for, what
+    is further from its bound lends weight to the other.
+
+    Args:
+        count: Number of prices, one for each class or one for all.
+        first: Where they begin.
+        steps: Length of the training.
+        agreement: The least share of images that keep their class, in (0, 1).
+        forcing: The greatest share of other images that get the class, in (0, 1); None where nothing can be forced.
+    """
+
+    def __init__(self, count: int, first: float, steps: int, agreement: float, forcing: float | None = None) -> None:
+        self._lost, self._forcing = 1 - agreement, forcing
+        self._steps = steps
+        self.prices = torch.full((count,), first)
+        self.balance = torch.zeros(count)
+        self._aim = torch.zeros(count)
+        # They begin as if everything were kept: then every image keeps its class, and none is forced.
+        self._kept, self._forced, self._sparsity = torch.ones(count), torch.zeros(count), torch.zeros(count)
+
+    def update(self, rows: Tensor, members: int, hit: Tensor, sparsity: Tensor) -> None:
+        """Take what a batch showed into the running figures and move the prices.
+
+        Args:
+            rows: Which price each image belongs to, int64 [B].
+            members: How many of the first images are of their own class.
+            hit: Whether the class came out, bool [B].
+            sparsity: Of the mask of each image, [B].
+        """
+        self._sparsity = _running(self._sparsity, rows, sparsity)
+        self._kept = _running(self._kept, rows[:members], hit[:members])
+        room = 1 - (1 - self._kept) / self._lost
+        speed = SPEED / self._steps
+        if self._forcing is not None:
+            self._forced = _running(self._forced, rows[members:], hit[members:])
+            other = 1 - self._forced / self._forcing
+            self.balance = (self.balance + 4 * speed * (other - room).clamp(-1, 1)).clamp(-2, 2)
+            room = torch.minimum(room, other)
+        aim = self._aim + speed * (4 * room).clamp(-1, 1)
+        self._aim = torch.minimum(torch.maximum(aim, self._sparsity - LEAD), self._sparsity + LEAD).clamp(0, 1)
+        self.prices = (self.prices * (GAIN * (self._aim - self._sparsity)).exp()).clamp(LOWEST, HIGHEST)
+
+    def weights(self, rows: Tensor, members: int) -> Tensor:
+        """Return the weight of each image's loss, of mean 1 over a class and the others: [B].
+
+        Args:
+            rows: Which price each image belongs to, int64 [B].
+            members: How many of the first images are of their own class.
+        """
+        share = torch.sigmoid(self.balance)[rows]
+        return 2 * torch.cat([share[:members], 1 - share[members:]])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what `load_state_dict` needs to go on."""
+        return {
+            "prices": self.prices,
+            "balance": self.balance,
+            "aim": self._aim,
+            "kept": self._kept,
+            "forced": self._forced,
+            "sparsity": self._sparsity,
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where another search stopped."""
+        self.prices, self.balance, self._aim = state["prices"], state["balance"], state["aim"]
+        self._kept, self._forced, self._sparsity = state["kept"], state["forced"], state["sparsity"]
+
+
+def _running(before: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Return running means over the last images of each price."""
+    count = torch.zeros_like(before).index_add_(0, rows, torch.ones(len(rows)))
+    total = torch.zeros_like(before).index_add_(0, rows, values.float())
+    weight = 1 - (1 - 1 / MEMORY) ** count
+    return torch.where(count > 0, before + weight * (total / count.clamp(min=1) - before), before)

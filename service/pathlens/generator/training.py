@@ -1,0 +1,150 @@
+"""Training the pathway generator: sparse pathways that keep the classifier's output, taught by the classifier alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pathlens.classifier.captured import CapturedClassifier
+from pathlens.explanation import Granularity
+from pathlens.generator.distance_aware_quantizer import quantize
+from pathlens.generator.generator import PathwayGenerator
+from pathlens.generator.masked_run import MaskedRun
+from pathlens.generator.objective import distillation
+from pathlens.generator.parallel import ProcessGroup
+from pathlens.generator.price import SearchedPrice
+from pathlens.pathways.replacement import Replacement
+
+RAMP = 0.3
+"""Share of the steps over which a set price rises from 0: neurons that nobody misses go first."""
+
+
+class Training(Protocol):
+    """Work in steps that can be interrupted and resumed."""
+
+    def step(self, images: Tensor) -> Mapping[str, float]:
+        """Take one step on a batch, [B, C, H, W], and return figures to show."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on: tensors, numbers and containers of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another training with the same settings stopped."""
+        ...
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """How a pathway generator is trained.
+
+    Attributes:
+        granularity: What counts as one neuron.
+        steps: Length of the training.
+        price: λ, what keeping all neurons costs, in nats: beside it, the divergence of the pathway network's output.
+            Where the price is searched, the search begins there.
+        agreement: Share of images that are to keep their class, in (0, 1), for which the price is searched; None
+            leaves the price as it is.
+        code_weight: Weight of the divergence of what the class-relevant code says.
+        learning_rate: Of AdamW, falling to a twentieth over the training.
+    """
+
+    granularity: Granularity = Granularity.CHANNEL
+    steps: int = 1000
+    price: float = 1.0
+    agreement: float | None = None
+    code_weight: float = 0.5
+    learning_rate: float = 2e-3
+
+
+class GeneratorTraining:
+    """Trains a generator with the objective of arXiv 2309.09887.
+
+    Loss: KL(f(x) ‖ f(x; m)) + λ · mean(m) + w · KL(f(x) ‖ code). No budget is set: every image finds its own sparsity.
+
+    Args:
+        classifier: The captured classifier, on the device and in the precision to compute in.
+        scales: Mean magnitude of each channel over many images, one tensor [C] per tap.
+        replacement: What stands in for removed neurons, with one row or one for each class.
+        settings: How.
+        group: The processes that train together.
+        seed: Of the generator's first parameters.
+    """
+
+    def __init__(
+        self,
+        classifier: CapturedClassifier,
+        scales: Sequence[Tensor],
+        replacement: Replacement,
+        settings: GeneratorSettings,
+        group: ProcessGroup,
+        seed: int,
+    ) -> None:
+        self._classifier = classifier
+        self._replacement = replacement
+        self._settings = settings
+        self._group = group
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            generator = PathwayGenerator.for_classifier(classifier, scales, settings.granularity)
+        self.generator = generator.to(classifier.device)
+        self._optimizer = torch.optim.AdamW(self.generator.parameters(), settings.learning_rate, weight_decay=1e-4)
+        self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement or 0.5)
+        self._number = 0
+
+    def step(self, images: Tensor) -> Mapping[str, float]:
+        """Take one step on a batch, [B, C, H, W]; returns loss, agreement and sparsity."""
+        settings = self._settings
+        progress = self._number / settings.steps
+        for group in self._optimizer.param_groups:
+            warm = min(1.0, (self._number + 1) / (0.05 * settings.steps))
+            group["lr"] = settings.learning_rate * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+        whole = self._classifier.observe(images)
+        logits, activations = whole.logits, whole.activations
+        predicted = logits.argmax(1)
+        generation = self.generator(activations)
+        masks = [quantize(score) for score in generation.scores]
+        replacement = self._replacement.select(predicted)
+        run = MaskedRun(self._classifier.taps, masks, settings.granularity, replacement)
+        alone = self._classifier(images, run)
+        unfaithfulness, code = distillation(logits, alone), distillation(logits, generation.class_logits)
+        density = run.density.mean()
+        loss = unfaithfulness + self._price(progress) * density + settings.code_weight * code
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._group.average(parameter.grad for parameter in self.generator.parameters())
+        torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
+        self._optimizer.step()
+        kept = (alone.detach().argmax(1) == predicted).cpu()
+        figures = torch.stack([loss.detach(), kept.float().mean().to(loss.device), 1 - density.detach()]).cpu()
+        self._group.average([figures])
+        if settings.agreement is not None and progress > RAMP:
+            # All processes move the price by the same figures.
+            shown = figures[1:].expand(len(kept), 2)
+            rows = torch.zeros(len(kept), dtype=torch.int64)
+            self._search.update(rows, len(kept), shown[:, 0], shown[:, 1])
+        self._number += 1
+        return dict(zip(("loss", "agreement", "sparsity"), figures.tolist(), strict=True))
+
+    def _price(self, progress: float) -> float:
+        return float(self._search.prices[0]) * min(1.0, progress / RAMP)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on."""
+        return {
+            "generator": self.generator.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "search": self._search.state_dict(),
+            "number": self._number,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another training with the same settings stopped."""
+        self.generator.load_state_dict(state["generator"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._search.load_state_dict(state["search"])
+        self._number = state["number"]

@@ -1,0 +1,111 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pathlens.generator.price import HIGHEST, LOWEST, SearchedPrice
+
+STEPS, IMAGES = 60, 200
+FIRST = st.floats(LOWEST, HIGHEST)
+ROWS = torch.zeros(2 * IMAGES, dtype=torch.int64)
+"""As many images of the class as others."""
+
+OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0, 1)), min_size=1, max_size=STEPS)
+"""Whether images keep their class, whether others are forced, and how sparse their masks are."""
+
+
+def search(first: float = 1.0, agreement: float = 0.9, forcing: float | None = 0.2) -> SearchedPrice:
+    return SearchedPrice(1, first, STEPS, agreement, forcing)
+
+
+def show(found: SearchedPrice, kept: float, forced: float, sparsity: float) -> float:
+    """Show a batch of which these shares keep their class and are forced; returns the price."""
+    places = torch.arange(IMAGES) / IMAGES
+    hit = torch.cat([places < kept, places < forced])
+    found.update(ROWS, IMAGES, hit, torch.full((2 * IMAGES,), sparsity))
+    return float(found.prices[0])
+
+
+def prices_of(found: SearchedPrice, outcomes: list[tuple[bool, bool, float]]) -> list[float]:
+    return [show(found, float(kept), float(forced), sparsity) for kept, forced, sparsity in outcomes]
+
+
+class TestAPrice:
+    @given(FIRST)
+    @settings(deadline=None)
+    def test_rises_while_every_image_keeps_its_class_none_is_forced_and_masks_stay_dense(self, first: float) -> None:
+        prices = [first, *prices_of(search(first), [(True, False, 0.0)] * STEPS)]
+        assert all(after >= before * 0.9999 for before, after in pairwise(prices))
+        assert prices[-1] > prices[0] or prices[0] > 0.99 * HIGHEST
+
+    @pytest.mark.parametrize(("kept", "forced"), [(False, False), (True, True), (False, True)])
+    @given(FIRST)
+    @settings(deadline=None)
+    def test_falls_while_agreement_or_forcing_is_violated_and_masks_stay_sparse(
+        self, kept: bool, forced: bool, first: float
+    ) -> None:
+        # The running figures begin as if everything were kept; some batches show otherwise.
+        prices = prices_of(search(first), [(kept, forced, 0.9)] * STEPS)[STEPS // 2 :]
+        assert all(after <= before * 1.0001 for before, after in pairwise(prices))
+        assert prices[-1] < prices[0] or prices[0] < 1.01 * LOWEST
+
+    @given(FIRST, OUTCOMES)
+    @settings(deadline=None)
+    def test_stays_within_its_bounds(self, first: float, outcomes: list[tuple[bool, bool, float]]) -> None:
+        for price in prices_of(search(first), outcomes):
+            assert LOWEST * 0.9999 <= price <= HIGHEST * 1.0001
+
+    def test_does_not_depend_on_forcing_where_nothing_can_be_forced(self) -> None:
+        found = search(forcing=None)
+        for _ in range(9):
+            found.update(ROWS[:9], 9, torch.ones(9), torch.zeros(9))
+        assert float(found.prices[0]) > 1
+        assert found.balance.tolist() == [0]
+
+    def test_of_a_class_without_images_in_a_batch_uses_what_was_seen_before(self) -> None:
+        found = SearchedPrice(2, 1.0, STEPS, 0.9, 0.2)
+        for _ in range(STEPS):
+            show(found, 0.0, 0.0, 0.9)
+        lost, unseen = found.prices.tolist()
+        assert lost < 1 < unseen
+
+    def test_is_left_in_peace_by_an_empty_batch(self) -> None:
+        found = search()
+        nothing: Tensor = torch.zeros(0)
+        found.update(ROWS[:0], 0, nothing, nothing)
+        assert all(bool(value.isfinite().all()) for value in found.state_dict().values())
+
+
+class TestWeights:
+    @given(OUTCOMES, st.integers(1, 6))
+    @settings(deadline=None)
+    def test_have_the_mean_one_over_a_class_and_the_others(
+        self, outcomes: list[tuple[bool, bool, float]], members: int
+    ) -> None:
+        found = search()
+        prices_of(found, outcomes)
+        weights = found.weights(torch.zeros(2 * members, dtype=torch.int64), members)
+        assert bool((weights > 0).all())
+        assert float(weights.mean()) == pytest.approx(1)
+
+    @pytest.mark.parametrize(("kept", "forced", "sign"), [(False, False, 1), (True, True, -1)])
+    def test_are_greater_for_what_is_further_from_its_bound(self, kept: bool, forced: bool, sign: int) -> None:
+        found = search()
+        prices_of(found, [(kept, forced, 0.5)] * STEPS)
+        member, other = found.weights(torch.zeros(2, dtype=torch.int64), 1).tolist()
+        assert sign * (member - other) > 0
+
+
+@given(OUTCOMES, OUTCOMES)
+@settings(deadline=None)
+def test_a_search_that_is_stored_and_taken_up_again_finds_the_same(
+    before: list[tuple[bool, bool, float]], after: list[tuple[bool, bool, float]]
+) -> None:
+    whole, resumed = search(), search()
+    prices_of(whole, before)
+    resumed.load_state_dict(whole.state_dict())
+    assert prices_of(whole, after) == prices_of(resumed, after)
+    assert torch.equal(whole.balance, resumed.balance)
