@@ -72,6 +72,8 @@ def make(network: Network) -> None:
         _run(
             *("fit", "--classifier", network.factory, "--weights", FIXTURES / "weights" / f"{network.name}.pt"),
             *("--images", images, "--out", folder / "bundle", "--name", network.name, *network.fit),
+            # These figures compare what needs no training; two_sided_frontier.py and compare_pathways.py have GEN-CNP.
+            *("--source", "neuron-mct", "--class-pathways", "frequency"),
         )
     _run("evaluate", folder / "bundle", "--images", held_out, *labels, "--out", folder, *network.evaluate)
 

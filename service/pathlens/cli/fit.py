@@ -121,8 +121,20 @@ def _names(kind: type[Enum]) -> click.Choice[str]:
     show_default=True,
     help="Share of other images that may get the class under it.",
 )
-@click.option("--generator-steps", type=click.IntRange(1), default=_DEFAULTS.generator_steps, show_default=True)
-@click.option("--class-steps", type=click.IntRange(2), default=_DEFAULTS.class_steps, show_default=True)
+@click.option(
+    "--generator-steps",
+    type=click.IntRange(1),
+    default=_DEFAULTS.generator_steps,
+    show_default=True,
+    help="Steps of training the generator.",
+)
+@click.option(
+    "--class-steps",
+    type=click.IntRange(2),
+    default=_DEFAULTS.class_steps,
+    show_default=True,
+    help="Steps of training two-sided class pathways: enough for ten classes, and of many more in proportion.",
+)
 @click.option(
     "--training-batch",
     type=click.IntRange(1),
@@ -208,22 +220,26 @@ def command(
     name = name or out.name
     check_destination(out, name)
     preprocessing = _preprocessing(size, resize, interpolation, Colour(colour), mean, std)
-    settings = FitSettings(
-        name=name,
-        source=PathwaySource(_value(pathways)),
-        selection=ClassPathwaySelection(_value(class_pathways)),
-        granularity=Granularity(granularity),
-        ablation=Ablation(ablation),
-        **numbers,
-    )
+    try:
+        settings = FitSettings(
+            name=name,
+            source=PathwaySource(_value(pathways)),
+            selection=ClassPathwaySelection(_value(class_pathways)),
+            granularity=Granularity(granularity),
+            ablation=Ablation(ablation),
+            **numbers,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     image_source = ImageSource(images)
     console = Console(stderr=True)
-    with process_group(torch.device(device)) as group:
+    place = local_device(torch.device(device))
+    with process_group(place) as group:
         # One process speaks for all.
         console.quiet = not group.is_first
         with console.status("Capturing the classifier"):
             example = torch.rand(2, preprocessing.channels, *size)
-            classifier = capture(load_classifier(source, weights), example).to(local_device(torch.device(device)))
+            classifier = capture(load_classifier(source, weights), example).to(place)
         console.print(f"Captured {source}: {classifier.classes} classes, {len(classifier.taps)} taps")
         unfinished = out.with_name(f"{out.name}.unfinished")
         try:

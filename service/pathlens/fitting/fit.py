@@ -1,8 +1,7 @@
 """Fitting: from a classifier and images to a generator, class pathways that were put to the test, and a bundle."""
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,17 +90,13 @@ def fit(
         "settings": dict(settings.to_json()),
         "classifier": classifier.fingerprint,
         "preprocessing": subject.preprocessing.to_json(),
-        "images": len(subject.images),
-        "names": _digest(subject.images.name(position) for position in range(len(subject.images))),
+        "images": subject.images.fingerprint,
         "processes": group.size,
+        "pathlens": __version__,
     }
     with Checkpoint(unfinished, identity, group.is_first, restart) as checkpoint:
         group.wait()
         return _Fit(subject, settings, checkpoint, progress, group).run()
-
-
-def _digest(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +115,11 @@ class _Fit:
         testing = list(range(0, total, stride))
         building = sorted(set(range(total)) - set(testing))
         seen = self._survey(building)
-        readable = [position for position in building if position not in subject.images.reasons]
-        enough = [label for label, count in enumerate(seen.images.tolist()) if count >= settings.minimum_images]
-        self._check(enough, seen, len(testing))
-        masks, replacement = self._class_pathways(enough, readable, seen)
+        readable = seen.positions(range(classifier.classes))
+        images = seen.images
+        enough = [label for label, count in enumerate(images) if count >= settings.minimum_images]
+        self._check(enough, images, len(testing))
+        masks, replacement = self._class_pathways(enough, seen)
         generator = self._generator(readable, seen, replacement)
         if not self.group.is_first:
             return None
@@ -131,15 +127,16 @@ class _Fit:
             (batch.predicted, pathway)
             for batch, pathway in self._pathways(readable, "Instance pathways", generator, replacement)
         )
-        few = {label: count for label, count in enumerate(seen.images.tolist()) if label not in enough}
+        # In batches of another size, an image between two classes may be predicted as the other one.
+        counts = {label: totals[label] for label in enough if label in totals}
         bank = ClassPathwayBank(
             taps=classifier.taps,
             granularity=settings.granularity,
             threshold=settings.threshold,
-            counts={label: totals[label] for label in enough},
-            masks=masks,
+            counts=counts,
+            masks={label: masks[label] for label in counts if label in masks},
             replacement=replacement,
-            too_few=few,
+            too_few={label: count for label, count in enumerate(images) if label not in counts},
         ).to(classifier.device)
         held_out = self._test(bank, testing, generator, replacement)
         return Bundle(
@@ -153,7 +150,7 @@ class _Fit:
             instance_sparsity=settings.sparsity,
             minimum_images=settings.minimum_images,
             fit=FitPart(
-                images=int(seen.images.sum()),
+                images=len(readable),
                 held_out_images=held_out,
                 skipped_images=len(subject.images.skipped),
                 seed=settings.seed,
@@ -163,49 +160,49 @@ class _Fit:
             ),
         )
 
-    # What each stage finds out; every stage but the last is in the checkpoint once it is done.
+    # What each stage finds out; survey and trainings are in the checkpoint once they are done.
 
     def _survey(self, building: list[int]) -> Survey:
         images, classifier = self.subject.images, self.subject.classifier
-        stored = self.checkpoint.load("survey")
-        if stored is None:
+        if self.checkpoint.load("survey") is None and self.group.is_first:
             with self.progress.stage("Survey", len(building)) as stage:
 
-                def shown() -> Iterator[Tensor]:
+                def shown() -> Iterator[tuple[list[int], Tensor]]:
                     for positions, batch in self._reader.read(self._batches(building)):
-                        yield batch
+                        yield positions, batch
                         stage.advance(len(positions))
 
-                seen = survey(classifier, shown())
+                seen = survey(classifier, shown(), len(images))
             means, magnitudes = list(seen.means), list(seen.magnitudes)
-            self.checkpoint.save("survey", [seen.images, means, magnitudes, images.reasons])
-            return seen
-        counts, means, magnitudes, reasons = stored
+            self.checkpoint.save("survey", [seen.predicted, means, magnitudes, images.reasons])
+        # All processes go on with what the first has seen.
+        self.group.wait()
+        predicted, means, magnitudes, reasons = self.checkpoint.load("survey")
+        self.group.wait()
         images.reasons.update(reasons)
         device = classifier.device
         return Survey(
             classifier.taps,
-            counts,
+            classifier.classes,
+            predicted,
             tuple(mean.to(device) for mean in means),
             tuple(magnitude.to(device) for magnitude in magnitudes),
         )
 
-    def _check(self, enough: list[int], seen: Survey, testing: int) -> None:
+    def _check(self, enough: list[int], predicted: list[int], testing: int) -> None:
         settings, images = self.settings, self.subject.images
         needed = 2 if settings.selection is ClassPathwaySelection.TWO_SIDED else 1
         if len(enough) < needed:
             # Whoever lowers the number changes the settings, which are those of the survey's checkpoint as well.
             self.checkpoint.discard()
             raise FitError(
-                f"{len(enough) or 'No'} class{'' if len(enough) == 1 else 'es'} of {len(seen.images)} got "
+                f"{len(enough) or 'No'} class{'' if len(enough) == 1 else 'es'} of {len(predicted)} got "
                 f"{settings.minimum_images} images, and {needed} must: of {len(images)} given, {testing} are held out "
-                f"for the test, {len(images.skipped)} could not be read, and at most {int(seen.images.max())} were "
+                f"for the test, {len(images.skipped)} could not be read, and at most {max(predicted)} were "
                 "predicted as one class. Give more images or lower --minimum-images."
             )
 
-    def _class_pathways(
-        self, enough: list[int], readable: list[int], seen: Survey
-    ) -> tuple[dict[int, Tensor], Replacement]:
+    def _class_pathways(self, enough: list[int], seen: Survey) -> tuple[dict[int, Tensor], Replacement]:
         """Train two-sided class pathways where they are wanted, and the constants of removed neurons with them."""
         settings = self.settings
         replacement = seen.replacement(settings.ablation)
@@ -224,7 +221,7 @@ class _Fit:
             self.group,
             settings.seed,
         )
-        plan = BatchPlan(readable, settings.training_batch, settings.class_steps, settings.seed)
+        plan = BatchPlan(seen.positions(enough), settings.training_batch, settings.class_steps, settings.seed)
         self._train(training, "class-pathways", plan)
         return training.masks(), training.replacement()
 

@@ -15,7 +15,7 @@ from pathlens.pathways.pathway import Pathway
 from pathlens.pathways.random_control import random_pathway
 
 LARGEST_COMPARED = 1 << 30
-"""Most mask bits that are compared pair by pair; of more, the first images alone are compared."""
+"""Most mask bits that are compared pair by pair; of more, images evenly spread over all are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,10 @@ class HeldOutTest:
 
     def overlaps(self) -> Mapping[int, ClassOverlap]:
         """Measure how much the instance pathways of each class have in common."""
-        compared = max(2, LARGEST_COMPARED // self.pathway.neurons)
-        return measure_overlap(self.held_out.predicted[:compared], self.pathway[:compared])
+        count = len(self.pathway)
+        stride = max(1, -(-count * self.pathway.neurons // LARGEST_COMPARED))
+        rows = torch.arange(0, count, stride, device=self.held_out.images.device)
+        return measure_overlap(self.held_out.predicted[rows], self.pathway[rows])
 
     def statistics(
         self, bank: ClassPathwayBank, label: int, overlap: ClassOverlap | None, source: PathwaySource

@@ -7,6 +7,8 @@ from enum import Enum
 from pathlens.description import ClassPathwaySelection
 from pathlens.explanation import Ablation, Granularity, PathwaySource
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -62,6 +64,16 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.source not in (PathwaySource.GENERATED, PathwaySource.NEURON_MCT):
             raise ValueError(f"source is {self.source.name}; expected GENERATED or NEURON_MCT")
+        if self.ablation is Ablation.OPTIMAL and self.selection is not ClassPathwaySelection.TWO_SIDED:
+            raise ValueError("ablation is optimal, whose constants are learned with two-sided class pathways alone")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision}; expected {' or '.join(PRECISIONS)}")
+        if not 0 < self.held_out <= 0.5:
+            raise ValueError(f"held_out is {self.held_out}; expected a number in (0, 0.5]")
+        for name in ("agreement", "class_agreement", "class_forcing"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise ValueError(f"{name} is {share}; expected a number in (0, 1)")
 
     def to_json(self) -> Mapping[str, object]:
         """Return the settings as JSON values."""

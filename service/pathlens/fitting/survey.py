@@ -1,6 +1,6 @@
 """The survey: what a classifier makes of the images of a fit, before anything is trained."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,15 +20,27 @@ class Survey:
 
     Attributes:
         taps: Of the classifier.
-        images: How many were predicted as each class, int64 [K].
+        classes: Number of classes, K.
+        predicted: Class of each image, int64 [M] in the order of the source; -1 where none was predicted.
         means: Mean output of every tap, one float32 tensor with the tap's shape each.
         magnitudes: Mean magnitude of every channel, one float32 tensor [C] per tap.
     """
 
     taps: tuple[Tap, ...]
-    images: Tensor
+    classes: int
+    predicted: Tensor
     means: tuple[Tensor, ...]
     magnitudes: tuple[Tensor, ...]
+
+    @property
+    def images(self) -> list[int]:
+        """How many were predicted as each class."""
+        return torch.bincount(self.predicted[self.predicted >= 0], minlength=self.classes).tolist()
+
+    def positions(self, classes: Collection[int]) -> list[int]:
+        """Return where the images are that were predicted as one of some classes."""
+        chosen = torch.isin(self.predicted, torch.tensor(sorted(classes)))
+        return chosen.nonzero()[:, 0].tolist()
 
     def replacement(self, ablation: Ablation) -> Replacement:
         """Return what stands in for removed neurons; for `Ablation.OPTIMAL`, where its constants begin."""
@@ -42,32 +54,33 @@ class Survey:
         return Replacement(ablation, tuple(constants))
 
 
-def survey(classifier: CapturedClassifier, batches: Iterable[Tensor]) -> Survey:
+def survey(classifier: CapturedClassifier, batches: Iterable[tuple[list[int], Tensor]], count: int) -> Survey:
     """Run the classifier over images.
 
     Args:
         classifier: The captured classifier.
-        batches: Preprocessed, float32 [B, C, H, W], at least one.
+        batches: Positions in the source and the images, float32 [B, C, H, W].
+        count: Number of images in the source.
 
     Raises:
         FitError: If an output of the classifier is not finite.
     """
-    images = torch.zeros(classifier.classes, dtype=torch.int64)
+    predicted = torch.full((count,), -1, dtype=torch.int64)
     sums = [torch.zeros(tap.shape, dtype=torch.float64, device=classifier.device) for tap in classifier.taps]
     magnitudes = [torch.zeros(tap.channels, dtype=torch.float64, device=classifier.device) for tap in classifier.taps]
-    for batch in batches:
+    for positions, batch in batches:
         whole = classifier.observe(batch.to(classifier.device))
-        logits, activations = whole.logits, whole.activations
-        if not bool(logits.isfinite().all()):
+        if not bool(whole.logits.isfinite().all()):
             raise FitError("The classifier's output is not finite for an image; check its weights and --mean, --std.")
-        images += torch.bincount(logits.argmax(1).cpu(), minlength=classifier.classes)
-        for tap, total, magnitude, activation in zip(classifier.taps, sums, magnitudes, activations, strict=True):
+        predicted[positions] = whole.logits.argmax(1).cpu()
+        for tap, total, magnitude, activation in zip(classifier.taps, sums, magnitudes, whole.activations, strict=True):
             total += activation.float().sum(0)
             magnitude += channel_means(activation.abs(), tap).sum(0)
-    count = max(1, int(images.sum()))
+    seen = max(1, int((predicted >= 0).sum()))
     return Survey(
         classifier.taps,
-        images,
-        tuple((total / count).float() for total in sums),
-        tuple((magnitude / count).float() for magnitude in magnitudes),
+        classifier.classes,
+        predicted,
+        tuple((total / seen).float() for total in sums),
+        tuple((magnitude / seen).float() for magnitude in magnitudes),
     )

@@ -2,6 +2,7 @@
 
 import torch
 
+from pathlens.errors import FitError
 from pathlens.fitting.batch_plan import BatchPlan
 from pathlens.fitting.checkpoint import Checkpoint
 from pathlens.fitting.progress import FitProgress
@@ -11,6 +12,8 @@ from pathlens.generator.training import Training
 
 SMOOTHING = 0.95
 """Weight of the past in the figures that are shown: a single batch jumps."""
+
+LOST = "Images that could be read before cannot be read any more; is a disk failing? The same command goes on later."
 
 
 def run_training(
@@ -34,6 +37,9 @@ def run_training(
         progress: Shows how far it is.
         group: The processes that train together.
         device: Where to compute.
+
+    Raises:
+        FitError: If an image cannot be read any more.
     """
     done = 0
     stored = checkpoint.load(name)
@@ -43,13 +49,19 @@ def run_training(
         training.load_state_dict(stored["training"])
         done = stored["steps"]
     shown: dict[str, float] = {}
+    taken = done
     batches = [group.share(batch) for batch in plan[done:]]
     title = name.replace("-", " ").capitalize()
     with progress.stage(title, len(plan), done) as stage:
-        for number, (_, images) in enumerate(reader.read(batches), start=done + 1):
+        for number, (read, images) in enumerate(reader.read(batches), start=done + 1):
+            if read != batches[number - done - 1]:
+                raise FitError(LOST)
             for key, value in training.step(images.to(device)).items():
                 shown[key] = SMOOTHING * shown.get(key, value) + (1 - SMOOTHING) * value
             stage.advance(1, shown)
             if checkpoint.is_due:
                 checkpoint.save(name, {"training": training.state_dict(), "steps": number})
+            taken = number
+    if taken < len(plan):
+        raise FitError(LOST)
     checkpoint.save(name, {"training": training.state_dict(), "steps": len(plan)})

@@ -5,6 +5,7 @@ So the mask of class c is trained on images of c and, as many, on images of othe
 whole classifier each time (contrastive transfer; docs/science.md has what was tried).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pathlens.classifier.captured import CapturedClassifier
+from pathlens.errors import FitError
 from pathlens.explanation import Ablation, Granularity
 from pathlens.generator.masked_run import MaskedRun
 from pathlens.generator.objective import detection, odds
@@ -26,6 +28,12 @@ FIRST_PRICE = 0.5
 SCORES = (0.5, 3.0)
 """Scores of the neurons that matter least and most to the class before training; above 0 is kept."""
 
+BYTES_PER_SCORE = 20
+"""Of importance, score, gradient and the optimizer's two moments."""
+
+LARGEST_TABLE = 16
+"""GiB that the scores of all classes may take with everything that belongs to them."""
+
 LIMITS = (-1.0, 3.0)
 """Scores stay between these, so that a neuron that was removed can come back when it is missed."""
 
@@ -38,7 +46,7 @@ class ClassPathwaySettings:
         granularity: What counts as one neuron.
         steps: Length of the training.
         survey: Share of the steps that find out how much each neuron matters before any is removed.
-        settle: Share of the steps at the end over which the learning rate falls to 0.
+        settle: Share of the steps at the end over which the learning rate and the prices fall to 0.
         agreement: The least share of the images of a class that are to keep it, in (0, 1).
         forcing: The greatest share of other images that may get the class, in (0, 1).
         learning_rate: Of Adam, for the scores.
@@ -68,6 +76,9 @@ class ClassPathwayTraining:
         settings: How.
         group: The processes that train together.
         seed: Of the choice of other classes.
+
+    Raises:
+        FitError: If scores of so many neurons and classes would not fit into memory.
     """
 
     def __init__(
@@ -80,6 +91,14 @@ class ClassPathwayTraining:
         seed: int,
     ) -> None:
         device = classifier.device
+        neurons = sum(math.prod(mask_shape(tap, settings.granularity)) for tap in classifier.taps)
+        gigabytes = len(classes) * neurons * BYTES_PER_SCORE / 2**30
+        if gigabytes > LARGEST_TABLE:
+            raise FitError(
+                f"Training two-sided pathways of {len(classes)} classes with {neurons} neurons each would need "
+                f"{gigabytes:.0f} GiB, more than {LARGEST_TABLE}; fit channels (--granularity channel), raise "
+                "--minimum-images, or ask for --class-pathways frequency."
+            )
         self._classifier = classifier
         self._classes = torch.tensor(classes, device=device)
         self._row_of_class = torch.full((classifier.classes,), -1, device=device)
@@ -102,7 +121,9 @@ class ClassPathwayTraining:
             ]
             groups.append({"params": self._constants})
         self._optimizer = torch.optim.Adam(groups, settings.learning_rate, betas=(0.9, 0.99))
-        self._search = SearchedPrice(len(classes), FIRST_PRICE, settings.steps, settings.agreement, settings.forcing)
+        self._search = SearchedPrice(
+            len(classes), FIRST_PRICE, settings.steps, settings.agreement, group, settings.forcing
+        )
         self._number = 0
 
     def step(self, images: Tensor) -> Mapping[str, float]:
@@ -111,6 +132,10 @@ class ClassPathwayTraining:
             logits = self._classifier(images)
         own = self._row_of_class[logits.argmax(1)]
         chosen = own >= 0
+        # A network without an image is undefined; one that stands for none keeps the processes in step.
+        usable = bool(chosen.any())
+        if not usable:
+            chosen[:1], own[:1] = True, 0
         images, logits, own = images[chosen], logits[chosen], own[chosen]
         count = len(self._classes)
         # Seeded step by step, so that a resumed training draws what an uninterrupted one would.
@@ -120,16 +145,16 @@ class ClassPathwayTraining:
         rows = torch.cat([own, (own + shift) % count])
         survey = max(1, round(self._settings.survey * self._settings.steps))
         if self._number < survey:
-            self._note_importance(images, rows)
+            self._note_importance(images, rows, usable)
             figures = {"loss": 0.0, "agreement": 1.0, "forcing": 0.0, "sparsity": 0.0}
         else:
             if self._number == survey:
                 self._begin()
-            figures = self._learn(images, logits, rows, len(own))
+            figures = self._learn(images, logits, rows, len(own), usable)
         self._number += 1
         return figures
 
-    def _note_importance(self, images: Tensor, rows: Tensor) -> None:
+    def _note_importance(self, images: Tensor, rows: Tensor, usable: bool) -> None:
         """Add up what each neuron is worth to the odds of a class, to first order."""
         trace = self._classifier.trace(images)
         with torch.enable_grad():
@@ -140,12 +165,16 @@ class ClassPathwayTraining:
             for index, activation in enumerate(trace.activations)
         ]
         worth = first_order(self._classifier.taps, moved, gradients, self._settings.granularity)
-        for importance, scores in zip(self._importance, worth.scores, strict=True):
-            importance.index_add_(0, rows, scores)
+        added = [torch.zeros_like(importance) for importance in self._importance]
+        for total_worth, scores in zip(added, worth.scores, strict=True):
+            total_worth.index_add_(0, rows, scores * usable)
+        # At once, so that every process holds what all have seen and any of them can write it down.
+        self._group.average(added)
+        for importance, total_worth in zip(self._importance, added, strict=True):
+            importance += total_worth
 
     def _begin(self) -> None:
         """Order the neurons of each class by importance, so that the least important go first."""
-        self._group.average(self._importance)
         flat = torch.cat([importance.flatten(1) for importance in self._importance], 1)
         places = flat.argsort(1).argsort(1).float() / max(1, flat.shape[1] - 1)
         low, high = SCORES
@@ -154,18 +183,19 @@ class ClassPathwayTraining:
             for scores, part in zip(self._scores, parts, strict=True):
                 scores.copy_((low + (high - low) * part).view_as(scores))
 
-    def _learn(self, images: Tensor, logits: Tensor, rows: Tensor, members: int) -> dict[str, float]:
-        left = 1 - self._number / self._settings.steps
+    def _learn(self, images: Tensor, logits: Tensor, rows: Tensor, members: int, usable: bool) -> dict[str, float]:
+        unsettled = min(1.0, (1 - self._number / self._settings.steps) / self._settings.settle)
         for group, rate in zip(self._optimizer.param_groups, (1.0, 1 / 3), strict=False):
-            group["lr"] = self._settings.learning_rate * rate * min(1.0, left / self._settings.settle)
+            group["lr"] = self._settings.learning_rate * rate * unsettled
         masks = [_straight_through(scores[rows]) for scores in self._scores]
         run = MaskedRun(self._classifier.taps, masks, self._settings.granularity, self._replacement(rows))
         alone = self._classifier(images, run)
         classes = self._classes[rows]
         density = run.density
-        price = self._search.prices.to(rows.device)[rows]
+        # While masks settle nothing more is to be removed, and what is missed may come back.
+        price = unsettled * self._search.prices.to(rows.device)[rows]
         weight = self._search.weights(rows.cpu(), members).to(rows.device)
-        loss = 2 * _mean(weight * detection(logits, alone, classes)) + _mean(price * density)
+        loss = usable * (2 * (weight * detection(logits, alone, classes)).mean() + (price * density).mean())
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._group.average(tensor.grad for tensor in (*self._scores, *self._constants))
@@ -174,17 +204,15 @@ class ClassPathwayTraining:
             for scores in self._scores:
                 scores.clamp_(*LIMITS)
         hit = alone.detach().argmax(1) == classes
-        self._update_prices(rows.cpu(), hit.cpu(), 1 - density.detach().cpu(), members)
+        seen = slice(None) if usable else slice(0, 0)
+        self._search.update(
+            rows[seen].cpu(), members if usable else 0, hit[seen].cpu(), 1 - density.detach()[seen].cpu()
+        )
         figures = torch.stack(
-            [loss.detach(), _mean(hit[:members]), _mean(hit[members:]), 1 - _mean(density.detach())]
+            [loss.detach(), hit[:members].float().mean(), hit[members:].float().mean(), 1 - density.detach().mean()]
         ).cpu()
         self._group.average([figures])
         return dict(zip(("loss", "agreement", "forcing", "sparsity"), figures.tolist(), strict=True))
-
-    def _update_prices(self, rows: Tensor, hit: Tensor, sparsity: Tensor, members: int) -> None:
-        self._search.update(rows, members, hit, sparsity)
-        # Each process saw its own images; all go on with the same prices.
-        self._group.average([self._search.prices, self._search.balance])
 
     def _replacement(self, rows: Tensor) -> Replacement:
         if not self._constants:
@@ -233,11 +261,6 @@ class ClassPathwayTraining:
         self._optimizer.load_state_dict(state["optimizer"])
         self._search.load_state_dict(state["search"])
         self._number = state["number"]
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Return the mean, and 0 of nothing: a batch may hold no image of the classes that get a pathway."""
-    return values.float().sum() / max(1, len(values))
 
 
 def _straight_through(scores: Tensor) -> Tensor:

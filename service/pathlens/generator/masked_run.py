@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pathlens.classifier.taps import Tap
 from pathlens.explanation import Granularity
-from pathlens.pathways.pathway import Pathway
 from pathlens.pathways.replacement import Replacement
 
 
@@ -33,15 +32,11 @@ class MaskedRun:
         if self.granularity is Granularity.CHANNEL:
             mask = self.taps[index].spread(mask)
         value = self.replacement.of(index, activation)
-        return value + (activation - value) * mask
+        # Not v + (a - v) m, whose rounding changes what is kept, by percents in bfloat16.
+        return activation * mask + value * (1 - mask)
 
     @property
     def density(self) -> Tensor:
         """Fraction of neurons kept, float32 [B]."""
         kept = sum((mask.flatten(1).sum(1) for mask in self.masks), start=self.masks[0].new_zeros(()))
         return kept / sum(mask.shape[1:].numel() for mask in self.masks)
-
-    def pathway(self) -> Pathway:
-        """Return the same masks as a pathway."""
-        masks = tuple(mask.detach() > 0.5 for mask in self.masks)
-        return Pathway(self.taps, masks, self.granularity, self.replacement)

@@ -8,10 +8,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pathlens.errors import FitError
 
 
 @dataclass(frozen=True)
@@ -37,30 +40,41 @@ class ProcessGroup:
 
     def wait(self) -> None:
         """Wait until all processes are here."""
+        self.add(torch.zeros(1))
+
+    def add(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the processes, in place."""
         if self.size > 1:
-            dist.barrier()
+            dist.all_reduce(tensor)
 
     def average(self, tensors: Iterable[Tensor | None]) -> None:
-        """Replace each tensor by its mean over the processes, in place."""
+        """Replace each tensor, all on one device, by its mean over the processes, in place."""
         given = [tensor for tensor in tensors if tensor is not None]
         if self.size == 1 or not given:
             return
         # One message for all of them: the start of a message costs more than its contents.
         flat = torch.cat([tensor.detach().flatten().float() for tensor in given])
-        dist.all_reduce(flat)
-        for tensor, part in zip(
-            given, torch.split(flat.div_(self.size), [tensor.numel() for tensor in given]), strict=True
-        ):
+        self.add(flat)
+        means = torch.split(flat / self.size, [tensor.numel() for tensor in given])
+        for tensor, part in zip(given, means, strict=True):
             tensor.detach().copy_(part.view_as(tensor))
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[ProcessGroup]:
-    """Join the processes that `torchrun` started; without it, yield a group of one."""
+    """Join the processes that `torchrun` started; without it, yield a group of one.
+
+    Args:
+        device: Of this process, as `local_device` tells it.
+    """
     if not dist.is_torchelastic_launched():
         yield ProcessGroup()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Figures are on the CPU wherever gradients are. The first process may survey and test for hours on its own.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
@@ -68,7 +82,13 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return the GPU of this process where several share a machine; any other device as it is."""
-    if device.type == "cuda" and device.index is None and dist.is_torchelastic_launched():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    """Return the GPU of this process where several share a machine; any other device as it is.
+
+    Raises:
+        FitError: If all processes were given the same GPU.
+    """
+    if device.type != "cuda" or not dist.is_torchelastic_launched():
+        return device
+    if device.index is not None:
+        raise FitError(f"The device is {device}, but torchrun started several processes; give --device cuda.")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))

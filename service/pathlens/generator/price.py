@@ -3,16 +3,21 @@
 import torch
 from torch import Tensor
 
+from pathlens.generator.parallel import ProcessGroup
+
 LOWEST, HIGHEST = 0.01, 200.0
 
 SPEED = 1.2
 """Sparsity that is aimed at grows by this much over a training in which nothing stands in its way."""
 
-LEAD = 0.1
-"""The sparsity that is aimed at is never further from the present one."""
+LEAD, LAG = 0.1, 0.3
+"""The sparsity that is aimed at is never further above and below the present one: masks must become denser quickly."""
 
 GAIN = 0.06
 """The logarithm of a price grows by this much in a step for each unit of sparsity that is missing."""
+
+FULL_STEP = 12
+"""Images of a class that move its price by a whole step; of fewer, it moves in proportion, and learns no more."""
 
 MEMORY = 512
 """Images that the running figures remember."""
@@ -32,17 +37,22 @@ class SearchedPrice:
         first: Where they begin.
         steps: Length of the training.
         agreement: The least share of images that keep their class, in (0, 1).
+        group: The processes that train together; all get the same prices.
         forcing: The greatest share of other images that get the class, in (0, 1); None where nothing can be forced.
     """
 
-    def __init__(self, count: int, first: float, steps: int, agreement: float, forcing: float | None = None) -> None:
+    def __init__(
+        self, count: int, first: float, steps: int, agreement: float, group: ProcessGroup, forcing: float | None = None
+    ) -> None:
         self._lost, self._forcing = 1 - agreement, forcing
         self._steps = steps
+        self._group = group
         self.prices = torch.full((count,), first)
         self.balance = torch.zeros(count)
         self._aim = torch.zeros(count)
-        # They begin as if everything were kept: then every image keeps its class, and none is forced.
+        # Before the first image they are what they would be if everything were kept.
         self._kept, self._forced, self._sparsity = torch.ones(count), torch.zeros(count), torch.zeros(count)
+        self._seen = torch.zeros(3, count)
 
     def update(self, rows: Tensor, members: int, hit: Tensor, sparsity: Tensor) -> None:
         """Take what a batch showed into the running figures and move the prices.
@@ -53,18 +63,34 @@ class SearchedPrice:
             hit: Whether the class came out, bool [B].
             sparsity: Of the mask of each image, [B].
         """
-        self._sparsity = _running(self._sparsity, rows, sparsity)
-        self._kept = _running(self._kept, rows[:members], hit[:members])
+        count = len(self.prices)
+        tally = torch.zeros(6, count)
+        others = slice(members, None)
+        for place, (chosen, values) in enumerate(
+            ((slice(None), sparsity), (slice(0, members), hit[:members]), (others, hit[members:]))
+        ):
+            tally[2 * place].index_add_(0, rows[chosen], torch.ones(len(values)))
+            tally[2 * place + 1].index_add_(0, rows[chosen], values.float())
+        self._group.add(tally)
+        self._sparsity = self._running(0, self._sparsity, tally[0], tally[1])
+        self._kept = self._running(1, self._kept, tally[2], tally[3])
         room = 1 - (1 - self._kept) / self._lost
-        speed = SPEED / self._steps
+        step = (tally[0] / FULL_STEP).clamp(max=1)
+        speed = step * SPEED / self._steps
         if self._forcing is not None:
-            self._forced = _running(self._forced, rows[members:], hit[members:])
+            self._forced = self._running(2, self._forced, tally[4], tally[5])
             other = 1 - self._forced / self._forcing
             self.balance = (self.balance + 4 * speed * (other - room).clamp(-1, 1)).clamp(-2, 2)
             room = torch.minimum(room, other)
         aim = self._aim + speed * (4 * room).clamp(-1, 1)
-        self._aim = torch.minimum(torch.maximum(aim, self._sparsity - LEAD), self._sparsity + LEAD).clamp(0, 1)
-        self.prices = (self.prices * (GAIN * (self._aim - self._sparsity)).exp()).clamp(LOWEST, HIGHEST)
+        self._aim = torch.minimum(torch.maximum(aim, self._sparsity - LAG), self._sparsity + LEAD).clamp(0, 1)
+        self.prices = (self.prices * (step * GAIN * (self._aim - self._sparsity)).exp()).clamp(LOWEST, HIGHEST)
+
+    def _running(self, figure: int, before: Tensor, count: Tensor, total: Tensor) -> Tensor:
+        """Return the running means of a figure over the last images of each price: over all, until memory is full."""
+        self._seen[figure] = (self._seen[figure] + count).clamp(max=MEMORY)
+        weight = count / self._seen[figure].clamp(min=1)
+        return before + weight.clamp(max=1) * (total / count.clamp(min=1) - before)
 
     def weights(self, rows: Tensor, members: int) -> Tensor:
         """Return the weight of each image's loss, of mean 1 over a class and the others: [B].
@@ -85,17 +111,11 @@ class SearchedPrice:
             "kept": self._kept,
             "forced": self._forced,
             "sparsity": self._sparsity,
+            "seen": self._seen,
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where another search stopped."""
         self.prices, self.balance, self._aim = state["prices"], state["balance"], state["aim"]
         self._kept, self._forced, self._sparsity = state["kept"], state["forced"], state["sparsity"]
-
-
-def _running(before: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """Return running means over the last images of each price."""
-    count = torch.zeros_like(before).index_add_(0, rows, torch.ones(len(rows)))
-    total = torch.zeros_like(before).index_add_(0, rows, values.float())
-    weight = 1 - (1 - 1 / MEMORY) ** count
-    return torch.where(count > 0, before + weight * (total / count.clamp(min=1) - before), before)
+        self._seen = state["seen"].clone()

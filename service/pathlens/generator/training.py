@@ -93,7 +93,7 @@ class GeneratorTraining:
             generator = PathwayGenerator.for_classifier(classifier, scales, settings.granularity)
         self.generator = generator.to(classifier.device)
         self._optimizer = torch.optim.AdamW(self.generator.parameters(), settings.learning_rate, weight_decay=1e-4)
-        self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement or 0.5)
+        self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement or 0.5, group)
         self._number = 0
 
     def step(self, images: Tensor) -> Mapping[str, float]:
@@ -123,10 +123,8 @@ class GeneratorTraining:
         figures = torch.stack([loss.detach(), kept.float().mean().to(loss.device), 1 - density.detach()]).cpu()
         self._group.average([figures])
         if settings.agreement is not None and progress > RAMP:
-            # All processes move the price by the same figures.
-            shown = figures[1:].expand(len(kept), 2)
             rows = torch.zeros(len(kept), dtype=torch.int64)
-            self._search.update(rows, len(kept), shown[:, 0], shown[:, 1])
+            self._search.update(rows, len(kept), kept, 1 - run.density.detach().cpu())
         self._number += 1
         return dict(zip(("loss", "agreement", "sparsity"), figures.tolist(), strict=True))
 

@@ -120,8 +120,10 @@ class TestTheBank:
         assert (bundle.fit.images, bundle.fit.held_out_images, bundle.fit.skipped_images) == (48, 12, 0)
         assert bundle.fit.settings == dict(dataclasses.replace(settings, seed=7).to_json())
 
-    @pytest.mark.parametrize("ablation", Ablation)
-    @both_ways
+    @pytest.mark.parametrize(
+        ("settings", "ablation"),
+        [*((TRAINED, ablation) for ablation in Ablation), (BY_FREQUENCY, Ablation.ZERO), (BY_FREQUENCY, Ablation.MEAN)],
+    )
     def test_holds_what_stands_in_for_removed_neurons(
         self, source: ImageSource, tmp_path: Path, settings: FitSettings, ablation: Ablation
     ) -> None:
@@ -130,7 +132,7 @@ class TestTheBank:
         activation = captured("decisive").observe(inputs(source, BUILDING)).activations[0]
         if ablation is Ablation.MEAN:
             assert torch.allclose(bundle.bank.replacement.values[0], activation.mean(0, keepdim=True), atol=1e-5)
-        if ablation is Ablation.OPTIMAL and settings is TRAINED:
+        if ablation is Ablation.OPTIMAL:
             assert len(bundle.bank.replacement) == CLASSES
 
 
@@ -290,6 +292,23 @@ class TestRefusals:
         classifier = capture(Overflows(), images(2).clamp(-1, 1))
         with pytest.raises(FitError, match="not finite"):
             fit(subject_of(source, classifier), BY_FREQUENCY, tmp_path / "u")
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"held_out": 0.0}, "held_out is 0.0"),
+            ({"precision": "half"}, "precision is half"),
+            ({"agreement": 1.0}, "agreement is 1.0"),
+            ({"class_forcing": 0.0}, "class_forcing is 0.0"),
+            (
+                {"ablation": Ablation.OPTIMAL, "selection": ClassPathwaySelection.FREQUENCY},
+                "learned with two-sided class pathways alone",
+            ),
+        ],
+    )
+    def test_settings_that_mean_nothing(self, changes: dict[str, object], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(FitSettings("x"), **changes)  # type: ignore[arg-type]
 
     def test_a_source_that_no_bundle_is_fitted_with(self) -> None:
         with pytest.raises(ValueError, match="source is TRANSFERRED; expected GENERATED or NEURON_MCT"):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pathlens.bundle.store import save_bundle
@@ -63,6 +64,13 @@ class TestAnInterruptedFit:
         for _ in range(3):
             interrupt(source, tmp_path / "u", "Class pathways", 4)
         assert save_bundle(fitted(source, tmp_path / "u", TRAINED), tmp_path / "resumed") == whole
+
+    def test_does_not_go_on_with_other_images(self, tmp_path: Path) -> None:
+        interrupt(npz(tmp_path / "images.npz"), tmp_path / "u", "Class pathways", 4)
+        with np.load(tmp_path / "images.npz") as file:
+            np.savez(tmp_path / "inverted.npz", images=255 - file["images"])
+        with pytest.raises(FitError, match="unfinished fit with other settings, images"):
+            fitted(ImageSource(tmp_path / "inverted.npz"), tmp_path / "u", TRAINED)
 
     def test_still_counts_and_names_the_images_that_could_not_be_read(self, tmp_path: Path) -> None:
         source = folder(tmp_path / "images", bad=[0, 7, 8])
@@ -132,7 +140,8 @@ class TestAnotherFit:
 
 
 def test_the_folder_says_in_plain_text_what_is_unfinished(tmp_path: Path) -> None:
-    interrupt(npz(tmp_path / "images.npz"), tmp_path / "u", "Survey", 1)
+    source = npz(tmp_path / "images.npz")
+    interrupt(source, tmp_path / "u", "Survey", 1)
     stored = json.loads((tmp_path / "u" / "settings.json").read_text())
     assert stored["settings"] == dict(TRAINED.to_json())
-    assert (stored["images"], stored["classifier"]) == (60, captured("decisive").fingerprint)
+    assert (stored["images"], stored["classifier"]) == (source.fingerprint, captured("decisive").fingerprint)

@@ -5,7 +5,7 @@ from torch import Tensor
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.explanation import Ablation, Granularity
 from pathlens.generator.masked_run import MaskedRun
-from pathlens.pathways.pathway import mask_shape
+from pathlens.pathways.pathway import Pathway, mask_shape
 from pathlens.pathways.replacement import Replacement
 from small_networks import NETWORKS, captured, images
 
@@ -35,6 +35,18 @@ def run_of(name: str, granularity: Granularity, ablation: Ablation, seed: int = 
     return MaskedRun(classifier.taps, masks, granularity, replacement_of(classifier, ablation))
 
 
+def pathway_of(run: MaskedRun) -> Pathway:
+    return Pathway(run.taps, tuple(mask > 0.5 for mask in run.masks), run.granularity, run.replacement)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_kept_neuron_puts_out_exactly_what_it_did(dtype: torch.dtype) -> None:
+    run = run_of("plain", Granularity.UNIT, Ablation.MEAN)
+    whole = MaskedRun(run.taps, [torch.ones_like(mask) for mask in run.masks], run.granularity, run.replacement)
+    for index, activation in enumerate(captured("plain").to(dtype=dtype).observe(images(COUNT)).activations):
+        assert torch.equal(whole.edit(index, activation), activation)
+
+
 @pytest.mark.parametrize("ablation", Ablation)
 @pytest.mark.parametrize("granularity", Granularity)
 class TestAMaskedRun:
@@ -43,7 +55,7 @@ class TestAMaskedRun:
         self, name: str, granularity: Granularity, ablation: Ablation
     ) -> None:
         run = run_of(name, granularity, ablation)
-        expected = captured(name)(images(COUNT), run.pathway())
+        expected = captured(name)(images(COUNT), pathway_of(run))
         assert torch.allclose(captured(name)(images(COUNT), run), expected, atol=1e-5)
 
     def test_passes_gradients_to_every_mask(self, granularity: Granularity, ablation: Ablation) -> None:
@@ -58,7 +70,7 @@ class TestAMaskedRun:
 
     def test_has_the_density_of_its_pathway(self, granularity: Granularity, ablation: Ablation) -> None:
         run = run_of("gated", granularity, ablation)
-        assert run.density.tolist() == pytest.approx((1 - run.pathway().sparsity).tolist())
+        assert run.density.tolist() == pytest.approx((1 - pathway_of(run).sparsity).tolist())
 
 
 def test_a_mask_passes_the_gradient_of_what_its_neuron_is_worth() -> None:

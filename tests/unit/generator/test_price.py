@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pathlens.generator.parallel import ProcessGroup
 from pathlens.generator.price import HIGHEST, LOWEST, SearchedPrice
 
 STEPS, IMAGES = 60, 200
@@ -18,7 +19,7 @@ OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0, 1)), mi
 
 
 def search(first: float = 1.0, agreement: float = 0.9, forcing: float | None = 0.2) -> SearchedPrice:
-    return SearchedPrice(1, first, STEPS, agreement, forcing)
+    return SearchedPrice(1, first, STEPS, agreement, ProcessGroup(), forcing)
 
 
 def show(found: SearchedPrice, kept: float, forced: float, sparsity: float) -> float:
@@ -47,7 +48,6 @@ class TestAPrice:
     def test_falls_while_agreement_or_forcing_is_violated_and_masks_stay_sparse(
         self, kept: bool, forced: bool, first: float
     ) -> None:
-        # The running figures begin as if everything were kept; some batches show otherwise.
         prices = prices_of(search(first), [(kept, forced, 0.9)] * STEPS)[STEPS // 2 :]
         assert all(after <= before * 1.0001 for before, after in pairwise(prices))
         assert prices[-1] < prices[0] or prices[0] < 1.01 * LOWEST
@@ -65,12 +65,19 @@ class TestAPrice:
         assert float(found.prices[0]) > 1
         assert found.balance.tolist() == [0]
 
-    def test_of_a_class_without_images_in_a_batch_uses_what_was_seen_before(self) -> None:
-        found = SearchedPrice(2, 1.0, STEPS, 0.9, 0.2)
+    def test_of_a_class_without_images_in_a_batch_stays_where_it_is(self) -> None:
+        found = SearchedPrice(2, 1.0, STEPS, 0.9, ProcessGroup(), 0.2)
         for _ in range(STEPS):
             show(found, 0.0, 0.0, 0.9)
         lost, unseen = found.prices.tolist()
-        assert lost < 1 < unseen
+        assert lost < 1 == unseen
+
+    def test_of_a_class_with_few_images_in_each_batch_falls_when_they_lose_it(self) -> None:
+        # One image a step, as with a thousand classes: what it shows must count from the first one on.
+        found = search()
+        for _ in range(STEPS):
+            found.update(ROWS[:1], 1, torch.zeros(1), torch.full((1,), 0.9))
+        assert float(found.prices[0]) < 1
 
     def test_is_left_in_peace_by_an_empty_batch(self) -> None:
         found = search()

@@ -1,0 +1,68 @@
+"""GEN-CNP beside the other sources of pathways, at the same sparsity: the table of docs/gen-cnp.md.
+
+    python tests/benchmarks/compare_pathways.py
+
+It evaluates the bundle `channel-zero` of two_sided_frontier.py, which that script makes first, on the test images of
+CIFAR-10. Everything runs under zero ablation, as in the papers. Repeating the command goes on where it was interrupted.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pathlens.cli import main as pathlens
+from pathlens.evaluation.report.vocabulary import METHODS
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = Path(os.environ.get("PATHLENS_FIXTURES", ROOT.parent / "shared" / "fixtures")).resolve()
+BUNDLE = ROOT / "build" / "frontier" / "channel-zero"
+REPORT = ROOT / "build" / "frontier" / "comparison"
+SPARSITIES = (0.8, 0.9, 0.95, 0.97)
+MEASURES = {
+    "agreement": "agreement",
+    "confidence increase": "mIC",
+    "confidence drop": "mDC",
+    "acIOU": "acIOU",
+    "cross IoU": "cross IoU",
+    "instance forcing": "forcing by one image's pathway",
+}
+SHARES = ("agreement", "confidence increase", "instance forcing")
+
+
+def evaluate() -> None:
+    """Evaluate the bundle."""
+    arguments = (
+        *("evaluate", BUNDLE, "--images", FIXTURES / "cifar10_test_jpegged.npz", "--out", REPORT),
+        *(part for sparsity in SPARSITIES for part in ("--sparsity", sparsity)),
+        *("--limit", 256, "--steps", 10, "--sample", 16, "--layers", 2, "--batch-size", 32),
+    )
+    pathlens([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def print_tables(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Print one table per measure, methods in rows, sparsities in columns, the random control in brackets."""
+    known = {(row["measure"], row["method"], row["sparsity"], row["control"]): row["mean"] for row in summaries}
+    for measure, title in MEASURES.items():
+        columns = (*SPARSITIES, None)
+        heads = [f"{sparsity:.0%}" if sparsity else "its own" for sparsity in columns]
+        print(f"\n| {title} | " + " | ".join(heads) + " |\n|---|" + "--:|" * len(columns))
+        for method in METHODS:
+            values = [known.get((measure, method, sparsity, False)) for sparsity in columns]
+            if method != "transferred" and any(value is not None for value in values):
+                cells = [_cell(measure, value) for value in values]
+                print(f"| {METHODS[method].label} | " + " | ".join(cells) + " |")
+    own = known.get(("realised sparsity", "generated", None, False))
+    print(f"\nGEN-CNP's own sparsity: {own:.1%}")
+
+
+def _cell(measure: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if measure in SHARES else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    evaluate()
+    print_tables(json.loads((REPORT / "report.json").read_text())["summaries"])
