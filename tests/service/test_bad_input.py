@@ -108,8 +108,8 @@ CASES = {
         INVALID,
         "OPTION_INVALID",
     ),
-    "a source without a generator": Case(
-        explain(source=PathwaySource.GENERATED), IMPOSSIBLE, "PATHWAY_SOURCE_UNAVAILABLE"
+    "a sparsity of a generated pathway": Case(
+        explain(source=PathwaySource.GENERATED, sparsity=0.5), INVALID, "OPTION_INVALID"
     ),
     "units of stored channels": Case(explain(granularity=Granularity.UNIT), IMPOSSIBLE, "GRANULARITY_UNAVAILABLE"),
     "the pathway of an unknown class": Case(lambda client: client.get_class_pathway("ten"), MISSING, "CLASS_NOT_FOUND"),
