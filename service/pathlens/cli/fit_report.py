@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pathlens.bundle.store import Bundle
-from pathlens.description import ClassPathwaySelection, MaskFigures
+from pathlens.description import ClassPathwaySelection, TransferFigures
 
 LARGEST_TABLE = 20
 
@@ -12,19 +12,25 @@ LARGEST_TABLE = 20
 def print_summary(bundle: Bundle, console: Console) -> None:
     """Print how the class pathways transfer, with their random controls and the masks by frequency beside them."""
     bank = bundle.bank
-    columns = ["class", "images", "sparsity", "agreement", "forcing", "random agreement", "random forcing"]
+    columns = ["class", "images", "sparsity", "agreement", "forcing", "random\nagr. / forc."]
     both_sided = any(known.selection is ClassPathwaySelection.TWO_SIDED for known in bank.statistics.values())
     if both_sided:
-        columns += ["by frequency: sparsity", "agreement", "forcing"]
+        columns.append("by frequency\nspars.: agr. / forc.")
     ablation = bank.replacement.ablation.value
     title = f"{len(bank)} of {len(bundle.labels)} classes have a pathway (ablation: {ablation})"
     table = Table(title=title)
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for label, statistics in list(bank.statistics.items())[:LARGEST_TABLE]:
-        cells = [*_cells(statistics.stored, with_control=True)]
+        mask, frequent = statistics.stored, statistics.by_frequency
+        cells = [
+            f"{mask.sparsity:.1%}",
+            _percent(mask.figures.agreement),
+            _percent(mask.figures.forcing),
+            _both(mask.random_control),
+        ]
         if both_sided:
-            cells += _cells(statistics.by_frequency, with_control=False)
+            cells.append(f"{frequent.sparsity:.0%}: {_both(frequent.figures)}")
         table.add_row(bundle.labels[label], str(statistics.image_count), *cells)
     if len(bank) > LARGEST_TABLE:
         table.caption = f"and {len(bank) - LARGEST_TABLE} more"
@@ -56,11 +62,8 @@ def warn(bundle: Bundle, console: Console) -> None:
         )
 
 
-def _cells(mask: MaskFigures, with_control: bool) -> list[str]:
-    shares = [mask.figures.agreement, mask.figures.forcing]
-    if with_control:
-        shares += [mask.random_control.agreement, mask.random_control.forcing]
-    return [f"{mask.sparsity:.1%}", *map(_percent, shares)]
+def _both(figures: TransferFigures) -> str:
+    return f"{_percent(figures.agreement)} / {_percent(figures.forcing)}"
 
 
 def _percent(value: float | None) -> str:
