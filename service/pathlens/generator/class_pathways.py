@@ -193,7 +193,7 @@ class ClassPathwayTraining:
         classes = self._classes[rows]
         density = run.density
         # While masks settle nothing more is to be removed, and what is missed may come back.
-        price = unsettled * self._search.prices.to(rows.device)[rows]
+        price = unsettled * self._search.charged.to(rows.device)[rows]
         weight = self._search.weights(rows.cpu(), members).to(rows.device)
         loss = usable * (2 * (weight * detection(logits, alone, classes)).mean() + (price * density).mean())
         self._optimizer.zero_grad()

@@ -29,6 +29,9 @@ class SearchedPrice:
     The sparsity that is aimed at rises or falls at a steady speed, and the price follows what is missing of it: masks
     answer a price late, and a price that rose until a bound is crossed would be far too high by then.
 
+    Near a bound the price is charged in part, and beyond it not at all: that takes effect at once, as the price itself,
+    which moves slowly, would not.
+
     The search is part of the training and so costs no second one. Where both agreement and forcing are asked for, what
     is further from its bound lends weight to the other.
 
@@ -48,6 +51,7 @@ class SearchedPrice:
         self._steps = steps
         self._group = group
         self.prices = torch.full((count,), first)
+        self.charged = self.prices
         self.balance = torch.zeros(count)
         self._aim = torch.zeros(count)
         # Before the first image they are what they would be if everything were kept.
@@ -85,6 +89,7 @@ class SearchedPrice:
         aim = self._aim + speed * (4 * room).clamp(-1, 1)
         self._aim = torch.minimum(torch.maximum(aim, self._sparsity - LAG), self._sparsity + LEAD).clamp(0, 1)
         self.prices = (self.prices * (step * GAIN * (self._aim - self._sparsity)).exp()).clamp(LOWEST, HIGHEST)
+        self.charged = self.prices * (4 * room).clamp(0, 1)
 
     def _running(self, figure: int, before: Tensor, count: Tensor, total: Tensor) -> Tensor:
         """Return the running means of a figure over the last images of each price: over all, until memory is full."""
@@ -106,6 +111,7 @@ class SearchedPrice:
         """Return what `load_state_dict` needs to go on."""
         return {
             "prices": self.prices,
+            "charged": self.charged,
             "balance": self.balance,
             "aim": self._aim,
             "kept": self._kept,
@@ -116,6 +122,7 @@ class SearchedPrice:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where another search stopped."""
-        self.prices, self.balance, self._aim = state["prices"], state["balance"], state["aim"]
+        self.prices, self.charged = state["prices"], state["charged"]
+        self.balance, self._aim = state["balance"], state["aim"]
         self._kept, self._forced, self._sparsity = state["kept"], state["forced"], state["sparsity"]
         self._seen = state["seen"].clone()

@@ -129,7 +129,7 @@ class GeneratorTraining:
         return dict(zip(("loss", "agreement", "sparsity"), figures.tolist(), strict=True))
 
     def _price(self, progress: float) -> float:
-        return float(self._search.prices[0]) * min(1.0, progress / RAMP)
+        return float(self._search.charged[0]) * min(1.0, progress / RAMP)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on."""
