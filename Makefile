@@ -47,7 +47,7 @@ figures: $(VENV)/.dev ## Measure the explanations of the fixture networks and wr
 	cp build/figures/figures.md docs/figures.md
 
 cifar: $(VENV)/.dev ## Fit GEN-CNP to the fixtures' ResNet-20 on CIFAR-10 and measure it; takes about half an hour.
-	$(BIN)/python tests/benchmarks/two_sided_frontier.py unit-mean
+	$(BIN)/python tests/benchmarks/two_sided_frontier.py channel-optimal
 
 frontier: $(VENV)/.dev ## The same for both granularities and all ablations, with the plot; takes hours.
 	$(BIN)/python tests/benchmarks/two_sided_frontier.py

@@ -2,7 +2,7 @@
 
 A mask that only keeps its own class can do so by carrying the answer in itself: whatever goes in, the class comes out.
 So the mask of class c is trained on images of c and, as many, on images of other classes, and asked for P_c of the
-whole classifier each time (contrastive transfer; docs/science.md has what was tried).
+whole classifier each time (contrastive transfer; docs/gen-cnp.md has what was tried).
 """
 
 import math
