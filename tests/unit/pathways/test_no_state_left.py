@@ -4,6 +4,8 @@ import gc
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -106,7 +108,8 @@ class TestMany:
                 grown.append(tracemalloc.get_traced_memory()[0])
         finally:
             tracemalloc.stop()
-        assert grown[-1] - grown[1] < 10 * 1024
+        # What leaks does so every time; other threads of the process may allocate once in between.
+        assert median(after - before for before, after in pairwise(grown)) < 1024
 
 
 class TestTwoThreads:
