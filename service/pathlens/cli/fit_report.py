@@ -12,10 +12,10 @@ LARGEST_TABLE = 20
 def print_summary(bundle: Bundle, console: Console) -> None:
     """Print how the class pathways transfer, with their random controls and the masks by frequency beside them."""
     bank = bundle.bank
-    columns = ["class", "images", "sparsity", "agreement", "forcing", "random\nagr. / forc."]
+    columns = ["class", "images", "sparsity", "agreement", "forcing", "random\nagr./forc."]
     both_sided = any(known.selection is ClassPathwaySelection.TWO_SIDED for known in bank.statistics.values())
     if both_sided:
-        columns.append("by frequency\nspars.: agr. / forc.")
+        columns.append("by frequency\nspars.: agr./forc.")
     ablation = bank.replacement.ablation.value
     title = f"{len(bank)} of {len(bundle.labels)} classes have a pathway (ablation: {ablation})"
     table = Table(title=title)
@@ -63,7 +63,7 @@ def warn(bundle: Bundle, console: Console) -> None:
 
 
 def _both(figures: TransferFigures) -> str:
-    return f"{_percent(figures.agreement)} / {_percent(figures.forcing)}"
+    return f"{_percent(figures.agreement)}/{_percent(figures.forcing)}"
 
 
 def _percent(value: float | None) -> str:
