@@ -133,8 +133,7 @@ def test_a_message_over_the_limit_is_refused(served: Served) -> None:
         started = time.monotonic()
         with pytest.raises(ResourceExhaustedError):
             client.predict(bytes(65 * MEBIBYTE))
-        # Long before a worker could have looked at it, however busy the machine is.
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 1
         assert client.predict(GOOD).predictions
 
 
