@@ -1,7 +1,7 @@
 """Fitting: from a classifier and images to a generator, class pathways that were put to the test, and a bundle."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,6 +208,7 @@ class _Fit:
         replacement = seen.replacement(settings.ablation)
         if settings.selection is not ClassPathwaySelection.TWO_SIDED:
             return {}, replacement
+        building, watched = self._set_apart(enough, seen)
         training = ClassPathwayTraining(
             self._training_classifier,
             enough,
@@ -218,10 +219,11 @@ class _Fit:
                 agreement=settings.class_agreement,
                 forcing=settings.class_forcing,
             ),
+            self._watched(watched),
             self.group,
             settings.seed,
         )
-        plan = BatchPlan(seen.positions(enough), settings.training_batch, settings.class_steps, settings.seed)
+        plan = BatchPlan(building, settings.training_batch, settings.class_steps, settings.seed)
         self._train(training, "class-pathways", plan)
         return training.masks(), training.replacement()
 
@@ -229,6 +231,10 @@ class _Fit:
         settings = self.settings
         if settings.source is not PathwaySource.GENERATED:
             return None
+        # A price that is set needs nobody to watch it.
+        building, watched = readable, list[int]()
+        if settings.agreement is not None:
+            building, watched = self._set_apart(range(self.subject.classifier.classes), seen)
         training = GeneratorTraining(
             self._training_classifier,
             seen.magnitudes,
@@ -239,12 +245,28 @@ class _Fit:
                 price=settings.price,
                 agreement=settings.agreement,
             ),
+            self._watched(watched),
             self.group,
             settings.seed,
         )
-        plan = BatchPlan(readable, settings.training_batch, settings.generator_steps, settings.seed + 1)
+        plan = BatchPlan(building, settings.training_batch, settings.generator_steps, settings.seed + 1)
         self._train(training, "generator", plan)
         return training.generator.frozen()
+
+    def _set_apart(self, classes: Collection[int], seen: Survey) -> tuple[list[int], list[int]]:
+        """Choose images that train nothing from those of some classes, the same share of each class."""
+        positions = sorted(seen.positions(classes), key=lambda position: int(seen.predicted[position]))
+        stride = max(round(1 / self.settings.watched), math.ceil(len(positions) / self.settings.largest_watched))
+        watched = positions[stride - 1 :: stride]
+        if len(watched) < self.group.size:
+            # So few images that all of them must do both.
+            return positions, positions
+        return sorted(set(positions) - set(watched)), watched
+
+    def _watched(self, positions: list[int]) -> Tensor:
+        """Read this process's share of the watched images."""
+        read = [values for _, values in self._reader.read(self._batches(self.group.share(positions)))]
+        return torch.cat(read).to(self.subject.classifier.device) if read else torch.empty(0)
 
     def _train(self, training: ClassPathwayTraining | GeneratorTraining, name: str, plan: BatchPlan) -> None:
         if len(plan[0]) < self.group.size:

@@ -34,6 +34,9 @@ class FitSettings:
         held_out: Fraction of the images that build nothing but test the bank, in (0, 0.5].
         largest_held_out: Most held-out images; they are kept in memory, and fewer are held out of many.
         others: Most held-out images of other classes that test one class.
+        watched: Fraction of the other images that train nothing but tell trainings what their masks are worth, in
+            (0, 0.5].
+        largest_watched: Most watched images; they are kept in memory, and fewer are watched of many.
         batch_size: Images in one pass that trains nothing.
         precision: What trainings compute the classifier in, "float32" or "bfloat16"; everything else is float32.
         seed: Of every random choice.
@@ -49,7 +52,7 @@ class FitSettings:
     price: float = 1.0
     agreement: float | None = None
     class_agreement: float = 0.95
-    class_forcing: float = 0.16
+    class_forcing: float = 0.2
     generator_steps: int = 1000
     class_steps: int = 3000
     training_batch: int = 64
@@ -57,6 +60,8 @@ class FitSettings:
     held_out: float = 0.2
     largest_held_out: int = 512
     others: int = 64
+    watched: float = 0.1
+    largest_watched: int = 1024
     batch_size: int = 16
     precision: str = "float32"
     seed: int = 0
@@ -68,8 +73,10 @@ class FitSettings:
             raise ValueError("ablation is optimal, whose constants are learned with two-sided class pathways alone")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision}; expected {' or '.join(PRECISIONS)}")
-        if not 0 < self.held_out <= 0.5:
-            raise ValueError(f"held_out is {self.held_out}; expected a number in (0, 0.5]")
+        for name in ("held_out", "watched"):
+            share = getattr(self, name)
+            if not 0 < share <= 0.5:
+                raise ValueError(f"{name} is {share}; expected a number in (0, 0.5]")
         for name in ("agreement", "class_agreement", "class_forcing"):
             share = getattr(self, name)
             if share is not None and not 0 < share < 1:

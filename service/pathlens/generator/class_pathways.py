@@ -21,7 +21,7 @@ from pathlens.generator.objective import detection, odds
 from pathlens.generator.parallel import ProcessGroup
 from pathlens.generator.price import SearchedPrice
 from pathlens.pathways.contributions import first_order
-from pathlens.pathways.pathway import mask_shape
+from pathlens.pathways.pathway import Pathway, mask_shape
 from pathlens.pathways.replacement import Replacement
 
 FIRST_PRICE = 0.5
@@ -37,6 +37,20 @@ LARGEST_TABLE = 16
 LIMITS = (-1.0, 3.0)
 """Scores stay between these, so that a neuron that was removed can come back when it is missed."""
 
+MEMORY = 0.97
+"""Weight of the past in the averaged scores, whose masks are the result: those of single steps flicker."""
+
+WATCH_INTERVAL = 50
+"""Steps between two looks at the watched images."""
+
+WATCH_BATCH = 64
+
+WATCHED_OTHERS = 2
+"""Other classes whose pathway each watched image goes through at each look; other ones every time."""
+
+POOLED = 20
+"""Images of all classes that each class's own watched images are mixed with, which may be few."""
+
 
 @dataclass(frozen=True)
 class ClassPathwaySettings:
@@ -46,7 +60,7 @@ class ClassPathwaySettings:
         granularity: What counts as one neuron.
         steps: Length of the training.
         survey: Share of the steps that find out how much each neuron matters before any is removed.
-        settle: Share of the steps at the end over which the learning rate and the prices fall to 0.
+        settle: Share of the steps at the end over which the learning rate falls to 0.
         agreement: The least share of the images of a class that are to keep it, in (0, 1).
         forcing: The greatest share of other images that may get the class, in (0, 1).
         learning_rate: Of Adam, for the scores.
@@ -57,8 +71,8 @@ class ClassPathwaySettings:
     survey: float = 0.05
     settle: float = 0.15
     agreement: float = 0.95
-    forcing: float = 0.16
-    learning_rate: float = 0.03
+    forcing: float = 0.2
+    learning_rate: float = 0.015
 
 
 class ClassPathwayTraining:
@@ -66,14 +80,16 @@ class ClassPathwayTraining:
 
     Every image of a batch goes through the pathway network of its own class and through that of another class, drawn at
     random. Loss: `objective.detection` of both, weighed by what the class finds harder, plus the class's price for the
-    share it keeps, which rises until agreement or forcing stand in the way. Gradients pass the rounding straight
-    through a sigmoid.
+    share it keeps, which rises until agreement or forcing stand in the way on the watched images. Gradients pass the
+    rounding straight through a sigmoid. The result is the mask of the averaged scores.
 
     Args:
         classifier: The captured classifier, on the device and in the precision to compute in.
         classes: Those that get a pathway, at least two.
         replacement: What stands in for removed neurons, one row; for `Ablation.OPTIMAL`, where its constants begin.
         settings: How.
+        watched: Images that are not trained on and tell what the masks are worth, at least one that is predicted as
+            one of the classes, [W, C, H, W]; in each process its share of them.
         group: The processes that train together.
         seed: Of the choice of other classes.
 
@@ -87,6 +103,7 @@ class ClassPathwayTraining:
         classes: Sequence[int],
         replacement: Replacement,
         settings: ClassPathwaySettings,
+        watched: Tensor,
         group: ProcessGroup,
         seed: int,
     ) -> None:
@@ -121,13 +138,20 @@ class ClassPathwayTraining:
             ]
             groups.append({"params": self._constants})
         self._optimizer = torch.optim.Adam(groups, settings.learning_rate, betas=(0.9, 0.99))
-        self._search = SearchedPrice(
-            len(classes), FIRST_PRICE, settings.steps, settings.agreement, group, settings.forcing
-        )
+        self._averaged = [tensor.detach().clone() for tensor in (*self._scores, *self._constants)]
+        self._search = SearchedPrice(len(classes), FIRST_PRICE, settings.steps, settings.agreement, settings.forcing)
+        with torch.no_grad():
+            rows = [self._row_of_class[classifier(images).argmax(1)] for images in torch.split(watched, WATCH_BATCH)]
+        chosen = torch.cat(rows) >= 0
+        self._watched, self._watched_rows = watched[chosen], torch.cat(rows)[chosen]
+        self._seen = {"agreement": 1.0, "forcing": 0.0, "sparsity": 0.0}
         self._number = 0
 
     def step(self, images: Tensor) -> Mapping[str, float]:
-        """Take one step on a batch, [B, C, H, W]; returns loss, agreement, forcing and sparsity."""
+        """Take one step on a batch, [B, C, H, W]; returns loss, agreement, forcing and sparsity.
+
+        Agreement and forcing are those of the watched images.
+        """
         with torch.no_grad():
             logits = self._classifier(images)
         own = self._row_of_class[logits.argmax(1)]
@@ -144,15 +168,17 @@ class ClassPathwayTraining:
         images, logits = torch.cat([images, images]), torch.cat([logits, logits])
         rows = torch.cat([own, (own + shift) % count])
         survey = max(1, round(self._settings.survey * self._settings.steps))
+        loss = 0.0
         if self._number < survey:
             self._note_importance(images, rows, usable)
-            figures = {"loss": 0.0, "agreement": 1.0, "forcing": 0.0, "sparsity": 0.0}
         else:
             if self._number == survey:
                 self._begin()
-            figures = self._learn(images, logits, rows, len(own), usable)
+            loss = self._learn(images, logits, rows, len(own), usable)
+            if (self._number - survey) % WATCH_INTERVAL == WATCH_INTERVAL - 1:
+                self._watch()
         self._number += 1
-        return figures
+        return {"loss": loss, **self._seen}
 
     def _note_importance(self, images: Tensor, rows: Tensor, usable: bool) -> None:
         """Add up what each neuron is worth to the odds of a class, to first order."""
@@ -180,60 +206,107 @@ class ClassPathwayTraining:
         low, high = SCORES
         with torch.no_grad():
             parts = torch.split(places, [importance[0].numel() for importance in self._importance], 1)
-            for scores, part in zip(self._scores, parts, strict=True):
+            for scores, averaged, part in zip(self._scores, self._averaged, parts, strict=False):
                 scores.copy_((low + (high - low) * part).view_as(scores))
+                averaged.copy_(scores)
 
-    def _learn(self, images: Tensor, logits: Tensor, rows: Tensor, members: int, usable: bool) -> dict[str, float]:
+    def _learn(self, images: Tensor, logits: Tensor, rows: Tensor, members: int, usable: bool) -> float:
+        """Take a step on the scores and return the loss."""
         unsettled = min(1.0, (1 - self._number / self._settings.steps) / self._settings.settle)
         for group, rate in zip(self._optimizer.param_groups, (1.0, 1 / 3), strict=False):
             group["lr"] = self._settings.learning_rate * rate * unsettled
         masks = [_straight_through(scores[rows]) for scores in self._scores]
-        run = MaskedRun(self._classifier.taps, masks, self._settings.granularity, self._replacement(rows))
+        replacement = self._values(self._constants).select(rows)
+        run = MaskedRun(self._classifier.taps, masks, self._settings.granularity, replacement)
         alone = self._classifier(images, run)
-        classes = self._classes[rows]
-        density = run.density
-        # While masks settle nothing more is to be removed, and what is missed may come back.
-        price = unsettled * self._search.charged.to(rows.device)[rows]
+        price = self._search.charged.to(rows.device)[rows]
         weight = self._search.weights(rows.cpu(), members).to(rows.device)
-        loss = usable * (2 * (weight * detection(logits, alone, classes)).mean() + (price * density).mean())
+        wrong = detection(logits, alone, self._classes[rows])
+        loss = usable * (2 * (weight * wrong).mean() + (price * run.density).mean())
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._group.average(tensor.grad for tensor in (*self._scores, *self._constants))
+        trained = [*self._scores, *self._constants]
+        self._group.average(tensor.grad for tensor in trained)
         self._optimizer.step()
         with torch.no_grad():
             for scores in self._scores:
                 scores.clamp_(*LIMITS)
-        hit = alone.detach().argmax(1) == classes
-        seen = slice(None) if usable else slice(0, 0)
-        self._search.update(
-            rows[seen].cpu(), members if usable else 0, hit[seen].cpu(), 1 - density.detach()[seen].cpu()
-        )
-        figures = torch.stack(
-            [loss.detach(), hit[:members].float().mean(), hit[members:].float().mean(), 1 - density.detach().mean()]
-        ).cpu()
-        self._group.average([figures])
-        return dict(zip(("loss", "agreement", "forcing", "sparsity"), figures.tolist(), strict=True))
+            for averaged, tensor in zip(self._averaged, trained, strict=True):
+                averaged.lerp_(tensor, 1 - MEMORY)
+        sparsity = 1 - self._table.float().mean(1)
+        shown = torch.bincount(rows.cpu(), minlength=len(self._classes)) * usable
+        self._group.add(shown)
+        self._search.follow(shown, sparsity)
+        self._seen["sparsity"] = float(sparsity.mean())
+        figure = loss.detach().cpu()
+        self._group.average([figure])
+        return float(figure)
 
-    def _replacement(self, rows: Tensor) -> Replacement:
-        if not self._constants:
+    @torch.no_grad()
+    def _watch(self) -> None:
+        """Let the images that train nothing tell what the masks are worth."""
+        count = len(self._classes)
+        masks = self._split(self._table)
+        replacement = self._values(self._averaged[len(masks) :])
+        # Members in the first row, others in the second: how many there are, and how many get the class.
+        shown, hit = torch.zeros(2, count), torch.zeros(2, count)
+        looks = self._number // WATCH_INTERVAL * WATCHED_OTHERS
+        for place, images, own in zip(
+            torch.split(torch.arange(len(self._watched)), WATCH_BATCH),
+            torch.split(self._watched, WATCH_BATCH),
+            torch.split(self._watched_rows, WATCH_BATCH),
+            strict=True,
+        ):
+            for other in range(1 + WATCHED_OTHERS):
+                shift = 1 + (place.to(own.device) + looks + other) % (count - 1) if other else 0
+                rows = (own + shift) % count
+                pathway = Pathway(
+                    self._classifier.taps,
+                    tuple(mask[rows] for mask in masks),
+                    self._settings.granularity,
+                    replacement.select(rows),
+                )
+                got = self._classifier(images, pathway).argmax(1) == self._classes[rows]
+                shown[min(other, 1)].index_add_(0, rows.cpu(), torch.ones(len(rows)))
+                hit[min(other, 1)].index_add_(0, rows.cpu(), got.float().cpu())
+        self._group.add(shown)
+        self._group.add(hit)
+        everywhere = hit.sum(1, keepdim=True) / shown.sum(1, keepdim=True)
+        kept, forced = (hit + POOLED * everywhere) / (shown + POOLED)
+        self._search.judge(kept, forced, WATCH_INTERVAL)
+        self._seen.update(agreement=float(everywhere[0]), forcing=float(everywhere[1]))
+
+    @property
+    def _table(self) -> Tensor:
+        """The masks of all classes, bool [classes, N]."""
+        return torch.cat([averaged.flatten(1) for averaged in self._averaged[: len(self._scores)]], 1) > 0
+
+    def _split(self, table: Tensor) -> tuple[Tensor, ...]:
+        """Cut a table of masks into those of the taps."""
+        parts = torch.split(table, [scores[0].numel() for scores in self._scores], 1)
+        return tuple(part.view_as(scores) for part, scores in zip(parts, self._scores, strict=True))
+
+    def _values(self, constants: Sequence[Tensor]) -> Replacement:
+        """Return what stands in for removed neurons, with a row for each class that is trained or one for all."""
+        if not constants:
             return self._first
-        values = tuple(constant[rows] * unit for constant, unit in zip(self._constants, self._units, strict=True))
+        values = tuple(constant * unit for constant, unit in zip(constants, self._units, strict=True))
         return Replacement(Ablation.OPTIMAL, values)
 
     def masks(self) -> dict[int, Tensor]:
         """Return the masks by class, bool [N] on the CPU."""
-        flat = torch.cat([scores.detach().flatten(1) for scores in self._scores], 1).cpu() > 0
-        return dict(zip(self._classes.tolist(), flat, strict=True))
+        return dict(zip(self._classes.tolist(), self._table.cpu(), strict=True))
 
     def replacement(self) -> Replacement:
         """Return what stands in for removed neurons: one row, or for `Ablation.OPTIMAL` one for each of all classes."""
-        if not self._constants:
-            return self._first
+        learned = self._values(self._averaged[len(self._scores) :])
+        if learned is self._first:
+            return learned
         values = []
-        for constant, unit, first in zip(self._constants, self._units, self._first.values, strict=True):
+        for trained, first in zip(learned.values, self._first.values, strict=True):
             # Classes without a pathway keep what all began with.
             whole = first.repeat(self._classifier.classes, *[1] * (first.ndim - 1))
-            whole[self._classes] = constant.detach() * unit
+            whole[self._classes] = trained
             values.append(whole)
         return Replacement(Ablation.OPTIMAL, tuple(values))
 
@@ -243,8 +316,10 @@ class ClassPathwayTraining:
             "importance": self._importance,
             "scores": [scores.detach() for scores in self._scores],
             "constants": [constant.detach() for constant in self._constants],
+            "averaged": self._averaged,
             "optimizer": self._optimizer.state_dict(),
             "search": self._search.state_dict(),
+            "seen": dict(self._seen),
             "number": self._number,
         }
 
@@ -255,11 +330,13 @@ class ClassPathwayTraining:
                 ("importance", self._importance),
                 ("scores", self._scores),
                 ("constants", self._constants),
+                ("averaged", self._averaged),
             ):
                 for tensor, stored in zip(tensors, state[name], strict=True):
                     tensor.copy_(stored)
         self._optimizer.load_state_dict(state["optimizer"])
         self._search.load_state_dict(state["search"])
+        self._seen = dict(state["seen"])
         self._number = state["number"]
 
 

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from pathlens.generator.parallel import ProcessGroup
-
 LOWEST, HIGHEST = 0.01, 200.0
 
 SPEED = 1.2
@@ -16,15 +14,18 @@ LEAD, LAG = 0.1, 0.3
 GAIN = 0.06
 """The logarithm of a price grows by this much in a step for each unit of sparsity that is missing."""
 
+SHIFT, LARGEST_BALANCE = 7.0, 3.0
+"""Weight moves between agreement and forcing by this much over a training, in log odds, and never further than that."""
+
 FULL_STEP = 12
 """Images of a class that move its price by a whole step; of fewer, it moves in proportion, and learns no more."""
-
-MEMORY = 512
-"""Images that the running figures remember."""
 
 
 class SearchedPrice:
     """Prices that make masks sparser while what was asked for holds, and denser while it does not.
+
+    Whether it holds is told by images that train nothing: on those that do, masks look better than they are, by more
+    the more neurons they choose from.
 
     The sparsity that is aimed at rises or falls at a steady speed, and the price follows what is missing of it: masks
     answer a price late, and a price that rose until a bound is crossed would be far too high by then.
@@ -40,62 +41,52 @@ class SearchedPrice:
         first: Where they begin.
         steps: Length of the training.
         agreement: The least share of images that keep their class, in (0, 1).
-        group: The processes that train together; all get the same prices.
         forcing: The greatest share of other images that get the class, in (0, 1); None where nothing can be forced.
     """
 
-    def __init__(
-        self, count: int, first: float, steps: int, agreement: float, group: ProcessGroup, forcing: float | None = None
-    ) -> None:
+    def __init__(self, count: int, first: float, steps: int, agreement: float, forcing: float | None = None) -> None:
         self._lost, self._forcing = 1 - agreement, forcing
         self._steps = steps
-        self._group = group
         self.prices = torch.full((count,), first)
-        self.charged = self.prices
         self.balance = torch.zeros(count)
-        self._aim = torch.zeros(count)
-        # Before the first image they are what they would be if everything were kept.
-        self._kept, self._forced, self._sparsity = torch.ones(count), torch.zeros(count), torch.zeros(count)
-        self._seen = torch.zeros(3, count)
+        # Where the first masks are.
+        self._aim = torch.full((count,), torch.nan)
+        # Before anything is known, all is what it would be if every neuron were kept.
+        self._room = torch.ones(count)
 
-    def update(self, rows: Tensor, members: int, hit: Tensor, sparsity: Tensor) -> None:
-        """Take what a batch showed into the running figures and move the prices.
+    def judge(self, kept: Tensor, forced: Tensor | None, passed: int) -> None:
+        """Take in what the masks are worth.
 
         Args:
-            rows: Which price each image belongs to, int64 [B].
-            members: How many of the first images are of their own class.
-            hit: Whether the class came out, bool [B].
-            sparsity: Of the mask of each image, [B].
+            kept: Share of images that keep their class, [count].
+            forced: Share of other images that get it, [count]; None where nothing can be forced.
+            passed: Steps since the last time.
         """
-        count = len(self.prices)
-        tally = torch.zeros(6, count)
-        others = slice(members, None)
-        for place, (chosen, values) in enumerate(
-            ((slice(None), sparsity), (slice(0, members), hit[:members]), (others, hit[members:]))
-        ):
-            tally[2 * place].index_add_(0, rows[chosen], torch.ones(len(values)))
-            tally[2 * place + 1].index_add_(0, rows[chosen], values.float())
-        self._group.add(tally)
-        self._sparsity = self._running(0, self._sparsity, tally[0], tally[1])
-        self._kept = self._running(1, self._kept, tally[2], tally[3])
-        room = 1 - (1 - self._kept) / self._lost
-        step = (tally[0] / FULL_STEP).clamp(max=1)
-        speed = step * SPEED / self._steps
-        if self._forcing is not None:
-            self._forced = self._running(2, self._forced, tally[4], tally[5])
-            other = 1 - self._forced / self._forcing
-            self.balance = (self.balance + 4 * speed * (other - room).clamp(-1, 1)).clamp(-2, 2)
-            room = torch.minimum(room, other)
-        aim = self._aim + speed * (4 * room).clamp(-1, 1)
-        self._aim = torch.minimum(torch.maximum(aim, self._sparsity - LAG), self._sparsity + LEAD).clamp(0, 1)
-        self.prices = (self.prices * (step * GAIN * (self._aim - self._sparsity)).exp()).clamp(LOWEST, HIGHEST)
-        self.charged = self.prices * (4 * room).clamp(0, 1)
+        self._room = 1 - (1 - kept) / self._lost
+        if self._forcing is not None and forced is not None:
+            other = 1 - forced / self._forcing
+            change = SHIFT * passed / self._steps * (other - self._room).clamp(-1, 1)
+            self.balance = (self.balance + change).clamp(-LARGEST_BALANCE, LARGEST_BALANCE)
+            self._room = torch.minimum(self._room, other)
 
-    def _running(self, figure: int, before: Tensor, count: Tensor, total: Tensor) -> Tensor:
-        """Return the running means of a figure over the last images of each price: over all, until memory is full."""
-        self._seen[figure] = (self._seen[figure] + count).clamp(max=MEMORY)
-        weight = count / self._seen[figure].clamp(min=1)
-        return before + weight.clamp(max=1) * (total / count.clamp(min=1) - before)
+    def follow(self, images: Tensor, sparsity: Tensor) -> None:
+        """Move the prices after a step.
+
+        Args:
+            images: How many of each class the step has seen, [count].
+            sparsity: Of the masks, [count].
+        """
+        step = (images / FULL_STEP).clamp(max=1)
+        aim = torch.where(self._aim.isnan(), sparsity, self._aim) + step * SPEED / self._steps * (4 * self._room).clamp(
+            -1, 1
+        )
+        self._aim = torch.minimum(torch.maximum(aim, sparsity - LAG), sparsity + LEAD).clamp(0, 1)
+        self.prices = (self.prices * (step * GAIN * (self._aim - sparsity)).exp()).clamp(LOWEST, HIGHEST)
+
+    @property
+    def charged(self) -> Tensor:
+        """The prices to pay now, [count]."""
+        return self.prices * (4 * self._room).clamp(0, 1)
 
     def weights(self, rows: Tensor, members: int) -> Tensor:
         """Return the weight of each image's loss, of mean 1 over a class and the others: [B].
@@ -109,20 +100,9 @@ class SearchedPrice:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what `load_state_dict` needs to go on."""
-        return {
-            "prices": self.prices,
-            "charged": self.charged,
-            "balance": self.balance,
-            "aim": self._aim,
-            "kept": self._kept,
-            "forced": self._forced,
-            "sparsity": self._sparsity,
-            "seen": self._seen,
-        }
+        return {"prices": self.prices, "balance": self.balance, "aim": self._aim, "room": self._room}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where another search stopped."""
-        self.prices, self.charged = state["prices"], state["charged"]
-        self.balance, self._aim = state["balance"], state["aim"]
-        self._kept, self._forced, self._sparsity = state["kept"], state["forced"], state["sparsity"]
-        self._seen = state["seen"].clone()
+        self.prices, self.balance = state["prices"], state["balance"]
+        self._aim, self._room = state["aim"], state["room"]

@@ -15,11 +15,14 @@ from pathlens.generator.generator import PathwayGenerator
 from pathlens.generator.masked_run import MaskedRun
 from pathlens.generator.objective import distillation
 from pathlens.generator.parallel import ProcessGroup
-from pathlens.generator.price import SearchedPrice
+from pathlens.generator.price import FULL_STEP, SearchedPrice
 from pathlens.pathways.replacement import Replacement
 
 RAMP = 0.3
-"""Share of the steps over which a set price rises from 0: neurons that nobody misses go first."""
+"""Share of the steps over which a price rises from 0: neurons that nobody misses go first."""
+
+WATCH_INTERVAL, WATCH_BATCH = 25, 64
+"""Steps between two looks at the watched images, and images in one pass."""
 
 
 class Training(Protocol):
@@ -71,6 +74,8 @@ class GeneratorTraining:
         scales: Mean magnitude of each channel over many images, one tensor [C] per tap.
         replacement: What stands in for removed neurons, with one row or one for each class.
         settings: How.
+        watched: Images that are not trained on and tell what pathways are worth where the price is searched, at least
+            one, [W, C, H, W]; in each process its share of them.
         group: The processes that train together.
         seed: Of the generator's first parameters.
     """
@@ -81,19 +86,21 @@ class GeneratorTraining:
         scales: Sequence[Tensor],
         replacement: Replacement,
         settings: GeneratorSettings,
+        watched: Tensor,
         group: ProcessGroup,
         seed: int,
     ) -> None:
         self._classifier = classifier
         self._replacement = replacement
         self._settings = settings
+        self._watched = watched
         self._group = group
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             generator = PathwayGenerator.for_classifier(classifier, scales, settings.granularity)
         self.generator = generator.to(classifier.device)
         self._optimizer = torch.optim.AdamW(self.generator.parameters(), settings.learning_rate, weight_decay=1e-4)
-        self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement or 0.5, group)
+        self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement or 0.5)
         self._number = 0
 
     def step(self, images: Tensor) -> Mapping[str, float]:
@@ -119,14 +126,27 @@ class GeneratorTraining:
         self._group.average(parameter.grad for parameter in self.generator.parameters())
         torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
         self._optimizer.step()
-        kept = (alone.detach().argmax(1) == predicted).cpu()
-        figures = torch.stack([loss.detach(), kept.float().mean().to(loss.device), 1 - density.detach()]).cpu()
+        kept = (alone.detach().argmax(1) == predicted).float().mean()
+        figures = torch.stack([loss.detach(), kept, 1 - density.detach()]).cpu()
         self._group.average([figures])
         if settings.agreement is not None and progress > RAMP:
-            rows = torch.zeros(len(kept), dtype=torch.int64)
-            self._search.update(rows, len(kept), kept, 1 - run.density.detach().cpu())
+            self._search.follow(torch.tensor([FULL_STEP]), figures[2:])
+            if self._number % WATCH_INTERVAL == 0:
+                self._watch()
         self._number += 1
         return dict(zip(("loss", "agreement", "sparsity"), figures.tolist(), strict=True))
+
+    @torch.no_grad()
+    def _watch(self) -> None:
+        """Let the images that train nothing tell how many keep their class."""
+        kept = torch.zeros(2)
+        for images in torch.split(self._watched, WATCH_BATCH):
+            whole = self._classifier.observe(images)
+            predicted = whole.logits.argmax(1)
+            pathway = self.generator.pathways(whole.activations, self._replacement.select(predicted))
+            kept += torch.tensor([len(images), int((self._classifier(images, pathway).argmax(1) == predicted).sum())])
+        self._group.add(kept)
+        self._search.judge(kept[1:] / kept[0], None, WATCH_INTERVAL)
 
     def _price(self, progress: float) -> float:
         return float(self._search.charged[0]) * min(1.0, progress / RAMP)

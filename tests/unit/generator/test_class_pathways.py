@@ -37,7 +37,9 @@ def training_of(
     **changes: Any,
 ) -> ClassPathwayTraining:
     settings = ClassPathwaySettings(steps=steps, **changes)
-    return ClassPathwayTraining(captured(name), classes, replacement_of(name, ablation), settings, ProcessGroup(), seed)
+    watched = clear_images(64, seed=2_000_000)
+    replacement = replacement_of(name, ablation)
+    return ClassPathwayTraining(captured(name), classes, replacement, settings, watched, ProcessGroup(), seed)
 
 
 def train(training: ClassPathwayTraining, steps: int, first: int = 0) -> Mapping[str, float]:
@@ -166,9 +168,9 @@ class TestReplacements:
                 assert not torch.allclose(values[one], values[other], atol=1e-3)
 
     def test_have_one_row_for_each_of_all_classes_and_their_beginning_for_those_without_a_pathway(self) -> None:
-        training = training_of(classes=[1, 3], ablation=Ablation.OPTIMAL)
+        training = training_of(100, classes=[1, 3], ablation=Ablation.OPTIMAL)
         (beginning,) = training.replacement().values
-        train(training, 30)
+        train(training, 100)
         (values,) = training.replacement().values
         assert len(values) == CLASSES
         assert (values != beginning).any(1).tolist() == [False, True, False, True]
@@ -184,16 +186,16 @@ class TestReplacements:
 
 class TestResuming:
     @pytest.mark.parametrize("ablation", [Ablation.ZERO, Ablation.OPTIMAL])
-    # In the survey, at its end, in the middle and before the last step.
-    @pytest.mark.parametrize("stop", [1, 2, 20, 39])
+    # In the survey, at its end, between two looks at the watched images and before the last step.
+    @pytest.mark.parametrize("stop", [1, 6, 70, 119])
     def test_gives_bitwise_what_an_uninterrupted_training_gives(self, stop: int, ablation: Ablation) -> None:
-        whole, interrupted, resumed = (training_of(40, ablation=ablation) for _ in range(3))
-        train(whole, 40)
+        whole, interrupted, resumed = (training_of(120, ablation=ablation) for _ in range(3))
+        train(whole, 120)
         train(interrupted, stop)
         resumed.load_state_dict(stored(interrupted))
-        train(resumed, 40 - stop, stop)
+        train(resumed, 120 - stop, stop)
         one, other = stored(whole), stored(resumed)
-        for name in ("scores", "constants", "importance"):
+        for name in ("scores", "constants", "averaged", "importance"):
             assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True)), name
         for name, value in one["search"].items():
             assert torch.equal(value, other["search"][name]), name

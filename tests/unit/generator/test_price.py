@@ -4,29 +4,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from pathlens.generator.parallel import ProcessGroup
-from pathlens.generator.price import HIGHEST, LOWEST, SearchedPrice
+from pathlens.generator.price import FULL_STEP, HIGHEST, LOWEST, SearchedPrice
 
-STEPS, IMAGES = 60, 200
+STEPS = 60
 FIRST = st.floats(LOWEST, HIGHEST)
-ROWS = torch.zeros(2 * IMAGES, dtype=torch.int64)
-"""As many images of the class as others."""
+ENOUGH = torch.tensor([FULL_STEP])
 
 OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0, 1)), min_size=1, max_size=STEPS)
 """Whether images keep their class, whether others are forced, and how sparse their masks are."""
 
 
 def search(first: float = 1.0, agreement: float = 0.9, forcing: float | None = 0.2) -> SearchedPrice:
-    return SearchedPrice(1, first, STEPS, agreement, ProcessGroup(), forcing)
+    return SearchedPrice(1, first, STEPS, agreement, forcing)
 
 
 def show(found: SearchedPrice, kept: float, forced: float, sparsity: float) -> float:
-    """Show a batch of which these shares keep their class and are forced; returns the price."""
-    places = torch.arange(IMAGES) / IMAGES
-    hit = torch.cat([places < kept, places < forced])
-    found.update(ROWS, IMAGES, hit, torch.full((2 * IMAGES,), sparsity))
+    """Take a step after which these shares keep their class and are forced; returns the price."""
+    found.judge(torch.tensor([kept]), torch.tensor([forced]), 1)
+    found.follow(ENOUGH, torch.tensor([sparsity]))
     return float(found.prices[0])
 
 
@@ -61,29 +57,41 @@ class TestAPrice:
     def test_does_not_depend_on_forcing_where_nothing_can_be_forced(self) -> None:
         found = search(forcing=None)
         for _ in range(9):
-            found.update(ROWS[:9], 9, torch.ones(9), torch.zeros(9))
+            found.judge(torch.ones(1), None, 1)
+            found.follow(ENOUGH, torch.zeros(1))
         assert float(found.prices[0]) > 1
         assert found.balance.tolist() == [0]
 
     def test_of_a_class_without_images_in_a_batch_stays_where_it_is(self) -> None:
-        found = SearchedPrice(2, 1.0, STEPS, 0.9, ProcessGroup(), 0.2)
+        found = SearchedPrice(2, 1.0, STEPS, 0.9, 0.2)
         for _ in range(STEPS):
-            show(found, 0.0, 0.0, 0.9)
+            found.judge(torch.zeros(2), torch.zeros(2), 1)
+            found.follow(torch.tensor([FULL_STEP, 0]), torch.full((2,), 0.9))
         lost, unseen = found.prices.tolist()
         assert lost < 1 == unseen
 
-    def test_of_a_class_with_few_images_in_each_batch_falls_when_they_lose_it(self) -> None:
-        # One image a step, as with a thousand classes: what it shows must count from the first one on.
-        found = search()
-        for _ in range(STEPS):
-            found.update(ROWS[:1], 1, torch.zeros(1), torch.full((1,), 0.9))
-        assert float(found.prices[0]) < 1
+    def test_of_a_class_with_few_images_in_each_batch_moves_more_slowly(self) -> None:
+        moved = []
+        for images in (1, FULL_STEP):
+            found = search()
+            for _ in range(STEPS):
+                found.judge(torch.zeros(1), torch.zeros(1), 1)
+                found.follow(torch.tensor([images]), torch.full((1,), 0.9))
+            moved.append(1 - float(found.prices[0]))
+        assert 0 < moved[0] < moved[1]
 
-    def test_is_left_in_peace_by_an_empty_batch(self) -> None:
+    @given(FIRST)
+    @settings(deadline=None)
+    def test_is_charged_whole_while_there_is_room_and_not_at_all_beyond_a_bound(self, first: float) -> None:
+        found = search(first)
+        before = float(found.charged[0])
+        found.judge(torch.tensor([0.89]), torch.tensor([0.0]), 1)
+        assert (before, float(found.charged[0])) == (float(found.prices[0]), 0)
+
+    def test_begins_at_the_sparsity_of_the_first_masks(self) -> None:
+        # Masks that are sparse already must not become dense first.
         found = search()
-        nothing: Tensor = torch.zeros(0)
-        found.update(ROWS[:0], 0, nothing, nothing)
-        assert all(bool(value.isfinite().all()) for value in found.state_dict().values())
+        assert show(found, 1.0, 0.0, 0.9) >= 1
 
 
 class TestWeights:

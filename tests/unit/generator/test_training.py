@@ -29,6 +29,7 @@ def training_of(
         [channel_means(activation.abs(), tap).mean(0) for activation, tap in pairs],
         Replacement(ablation, values if ablation is not Ablation.ZERO else ()),
         GeneratorSettings(steps=steps, **changes),
+        clear_images(64, seed=2_000_000),
         ProcessGroup(),
         seed,
     )
@@ -111,15 +112,16 @@ class TestTraining:
 
 class TestResuming:
     @pytest.mark.parametrize("agreement", [None, 0.9])
-    @pytest.mark.parametrize("stop", [0, 1, 9, 19])
+    # At the beginning, before and after the first look at the watched images, and before the last step.
+    @pytest.mark.parametrize("stop", [0, 1, 24, 27, 59])
     def test_gives_bitwise_what_an_uninterrupted_training_gives(self, stop: int, agreement: float | None) -> None:
-        whole, interrupted = training_of(agreement=agreement), training_of(agreement=agreement)
-        train(whole, 20)
+        whole, interrupted = training_of(60, agreement=agreement), training_of(60, agreement=agreement)
+        train(whole, 60)
         train(interrupted, stop)
         # Begun as in another process, with other first parameters.
-        resumed = training_of(seed=5, agreement=agreement)
+        resumed = training_of(60, seed=5, agreement=agreement)
         resumed.load_state_dict(stored(interrupted))
-        train(resumed, 20 - stop, stop)
+        train(resumed, 60 - stop, stop)
         for name, value in whole.generator.state_dict().items():
             assert torch.equal(value, resumed.generator.state_dict()[name]), name
         assert torch.equal(whole.state_dict()["search"]["prices"], resumed.state_dict()["search"]["prices"])
