@@ -20,6 +20,9 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
+            file.flush()
+            # Or the name could survive a power failure without the contents.
+            os.fsync(file.fileno())
         Path(scratch).chmod(0o644)
         Path(scratch).rename(path)
     finally:

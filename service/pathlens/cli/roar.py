@@ -158,7 +158,8 @@ def command(
         "bundle SHA-256": bundle.sha256,
         "retrained": source,
         "images": f"{len(training)} to train on and {len(testing)} held out, of {images.name}",
-        "pathways": f"NeuronMCT, sparsity {bundle.instance_sparsity:g}, neurons are {bundle.bank.granularity.value}s",
+        "pathways": f"NeuronMCT, sparsity {bundle.instance_sparsity:g}, neurons are {bundle.bank.granularity.value}s, "
+        "removed ones are zero",
         "retrainings": f"{seeds} for each map and fraction, {len(tasks)} in all",
         "training": f"Adam, {epochs} epochs, batch size {batch_size}, learning rate {learning_rate:g}",
         "seed": str(seed),

@@ -49,7 +49,7 @@ class FitSettings:
     ablation: Ablation = Ablation.ZERO
     sparsity: float = 0.8
     threshold: float = 0.7
-    price: float = 1.0
+    price: float = 2.0
     agreement: float | None = None
     class_agreement: float = 0.95
     class_forcing: float = 0.2

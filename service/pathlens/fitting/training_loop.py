@@ -64,4 +64,5 @@ def run_training(
             taken = number
     if taken < len(plan):
         raise FitError(LOST)
-    checkpoint.save(name, {"training": training.state_dict(), "steps": len(plan)})
+    if taken > done:
+        checkpoint.save(name, {"training": training.state_dict(), "steps": taken})

@@ -21,6 +21,9 @@ from pathlens.pathways.replacement import Replacement
 RAMP = 0.3
 """Share of the steps over which a price rises from 0: neurons that nobody misses go first."""
 
+SHARPNESS = 1.25
+"""What the pathway network is taught are the classifier's logits times this: what it keeps must not lose confidence."""
+
 WATCH_INTERVAL, WATCH_BATCH = 25, 64
 """Steps between two looks at the watched images, and images in one pass."""
 
@@ -58,7 +61,7 @@ class GeneratorSettings:
 
     granularity: Granularity = Granularity.CHANNEL
     steps: int = 1000
-    price: float = 1.0
+    price: float = 2.0
     agreement: float | None = None
     code_weight: float = 0.5
     learning_rate: float = 2e-3
@@ -67,7 +70,8 @@ class GeneratorSettings:
 class GeneratorTraining:
     """Trains a generator with the objective of arXiv 2309.09887.
 
-    Loss: KL(f(x) ‖ f(x; m)) + λ · mean(m) + w · KL(f(x) ‖ code). No budget is set: every image finds its own sparsity.
+    Loss: KL(f'(x) ‖ f(x; m)) + λ · mean(m) + w · KL(f(x) ‖ code), f' being f with logits a quarter larger. No budget is
+    set: every image finds its own sparsity.
 
     Args:
         classifier: The captured classifier, on the device and in the precision to compute in.
@@ -118,7 +122,8 @@ class GeneratorTraining:
         replacement = self._replacement.select(predicted)
         run = MaskedRun(self._classifier.taps, masks, settings.granularity, replacement)
         alone = self._classifier(images, run)
-        unfaithfulness, code = distillation(logits, alone), distillation(logits, generation.class_logits)
+        unfaithfulness = distillation(SHARPNESS * logits, alone)
+        code = distillation(logits, generation.class_logits)
         density = run.density.mean()
         loss = unfaithfulness + self._price(progress) * density + settings.code_weight * code
         self._optimizer.zero_grad()

@@ -1,8 +1,12 @@
 """Two real processes on the CPU, started by PyTorch's launcher, fit one bundle together."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +64,27 @@ class Fits:
     together: Bundle
     output: str
     errors: str
+    folder: Path
+
+
+@contextmanager
+def two_processes(folder: Path, out: str) -> Iterator[subprocess.Popen[str]]:
+    """Start two processes that fit one bundle; whatever is left of them at the end is killed."""
+    process = subprocess.Popen(
+        [*LAUNCHER, str(COMMAND), *arguments(folder, out)],
+        # Nothing leaves the machine, and two processes do not fight over its processors.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +93,12 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> Fits:
     prepare(folder)
     alone = CliRunner().invoke(main, arguments(folder, "alone"))
     assert alone.exit_code == 0, alone.output
-    together = subprocess.run(
-        [*LAUNCHER, str(COMMAND), *arguments(folder, "together")],
-        # Nothing leaves the machine, and two processes do not fight over its processors.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert together.returncode == 0, together.stderr
+    with two_processes(folder, "together") as process:
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
     left = {path.name for path in folder.iterdir()}
     assert left == {"images.npz", "weights.safetensors", "alone", "together"}
-    return Fits(load_bundle(folder / "alone"), load_bundle(folder / "together"), together.stdout, together.stderr)
+    return Fits(load_bundle(folder / "alone"), load_bundle(folder / "together"), output, errors, folder)
 
 
 class TestTwoProcesses:
@@ -110,6 +128,25 @@ class TestTwoProcesses:
         alone, together = fits.alone, fits.together
         assert alone.bank.masks.keys() == together.bank.masks.keys()
         assert len(together.bank.masks) > 1
+
+    def test_that_were_killed_go_on_from_their_checkpoint_to_the_same_bundle(self, fits: Fits) -> None:
+        unfinished = fits.folder / "killed.unfinished"
+        with two_processes(fits.folder, "killed") as process:
+            deadline = time.monotonic() + 200
+            while not (unfinished / "class-pathways.pt").exists():
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGKILL)
+        assert not (fits.folder / "killed").exists()
+        trained = (unfinished / "class-pathways.pt").stat().st_mtime_ns
+        with two_processes(fits.folder, "killed") as process:
+            while not (unfinished / "generator.pt").exists() and process.poll() is None:
+                assert not unfinished.exists() or (unfinished / "class-pathways.pt").stat().st_mtime_ns == trained
+                time.sleep(0.01)
+            _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        assert load_bundle(fits.folder / "killed").sha256 == fits.together.sha256
 
 
 def test_more_processes_than_images_in_a_batch_are_refused_before_one_waits_for_the_others(tmp_path: Path) -> None:
