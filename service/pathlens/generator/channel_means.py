@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pathlens.classifier.taps import Tap
 
-ROWS = 32
+ROWS = 8
 """A glance looks at no more rows of a map."""
 
 
