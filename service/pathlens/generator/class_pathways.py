@@ -48,7 +48,7 @@ WATCH_BATCH = 64
 WATCHED_OTHERS = 2
 """Other classes whose pathway each watched image goes through at each look; other ones every time."""
 
-POOLED = 20
+POOLED = 200
 """Images of all classes that each class's own watched images are mixed with, which may be few."""
 
 
