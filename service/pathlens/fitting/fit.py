@@ -1,6 +1,5 @@
 """Fitting: from a classifier and images to a generator, class pathways that were put to the test, and a bundle."""
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,13 @@ from pathlens.evaluation.transfer import HeldOut
 from pathlens.explanation import PathwaySource
 from pathlens.fitting.batch_plan import BatchPlan
 from pathlens.fitting.checkpoint import Checkpoint
+from pathlens.fitting.division import hold_out, set_apart
 from pathlens.fitting.held_out_test import HeldOutTest
 from pathlens.fitting.progress import FitProgress, Silence
 from pathlens.fitting.reading import ImageReader
 from pathlens.fitting.settings import FitSettings
 from pathlens.fitting.survey import Survey, survey
-from pathlens.fitting.training_loop import run_training
+from pathlens.fitting.training_loop import LOST, run_training
 from pathlens.generator.class_pathways import ClassPathwaySettings, ClassPathwayTraining
 from pathlens.generator.generator import PathwayGenerator
 from pathlens.generator.parallel import ProcessGroup
@@ -35,6 +35,7 @@ from pathlens.pathways.pathway import Pathway
 from pathlens.pathways.replacement import Replacement
 from pathlens.version import __version__
 
+KILLED = "A process that reads images was killed; is memory short? Lower --workers. The same command goes on later."
 SILENCE = Silence()
 ALONE = ProcessGroup()
 
@@ -96,7 +97,13 @@ def fit(
     }
     with Checkpoint(unfinished, identity, group.is_first, restart) as checkpoint:
         group.wait()
-        return _Fit(subject, settings, checkpoint, progress, group).run()
+        try:
+            return _Fit(subject, settings, checkpoint, progress, group).run()
+        except RuntimeError as error:
+            # Raised wherever the fit is when the system reports that a worker has ended.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise FitError(KILLED) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +116,7 @@ class _Fit:
 
     def run(self) -> Bundle | None:
         subject, settings, classifier = self.subject, self.settings, self.subject.classifier
-        # Evenly spread, so that images sorted by class are sampled from every class.
-        total = len(subject.images)
-        stride = max(2, round(1 / settings.held_out), math.ceil(total / settings.largest_held_out))
-        testing = list(range(0, total, stride))
-        building = sorted(set(range(total)) - set(testing))
+        building, testing = hold_out(len(subject.images), settings.held_out, settings.largest_held_out)
         seen = self._survey(building)
         readable = seen.positions(range(classifier.classes))
         images = seen.images
@@ -208,7 +211,8 @@ class _Fit:
         replacement = seen.replacement(settings.ablation)
         if settings.selection is not ClassPathwaySelection.TWO_SIDED:
             return {}, replacement
-        building, watched = self._set_apart(enough, seen)
+        training_set, validation = self._set_apart(enough, seen)
+        plan = self._plan(training_set, settings.class_steps, settings.seed)
         training = ClassPathwayTraining(
             self._training_classifier,
             enough,
@@ -219,11 +223,10 @@ class _Fit:
                 agreement=settings.class_agreement,
                 forcing=settings.class_forcing,
             ),
-            self._watched(watched),
+            self._read(validation),
             self.group,
             settings.seed,
         )
-        plan = BatchPlan(building, settings.training_batch, settings.class_steps, settings.seed)
         self._train(training, "class-pathways", plan)
         return training.masks(), training.replacement()
 
@@ -231,10 +234,11 @@ class _Fit:
         settings = self.settings
         if settings.source is not PathwaySource.GENERATED:
             return None
-        # A price that is set needs nobody to watch it.
-        building, watched = readable, list[int]()
+        # A price that is set needs no validation.
+        training_set, validation = readable, list[int]()
         if settings.agreement is not None:
-            building, watched = self._set_apart(range(self.subject.classifier.classes), seen)
+            training_set, validation = self._set_apart(range(self.subject.classifier.classes), seen)
+        plan = self._plan(training_set, settings.generator_steps, settings.seed + 1)
         training = GeneratorTraining(
             self._training_classifier,
             seen.magnitudes,
@@ -245,36 +249,43 @@ class _Fit:
                 price=settings.price,
                 agreement=settings.agreement,
             ),
-            self._watched(watched),
+            self._read(validation),
             self.group,
             settings.seed,
         )
-        plan = BatchPlan(building, settings.training_batch, settings.generator_steps, settings.seed + 1)
         self._train(training, "generator", plan)
         return training.generator.frozen()
 
     def _set_apart(self, classes: Collection[int], seen: Survey) -> tuple[list[int], list[int]]:
-        """Choose images that train nothing from those of some classes, the same share of each class."""
-        positions = sorted(seen.positions(classes), key=lambda position: int(seen.predicted[position]))
-        stride = max(round(1 / self.settings.watched), math.ceil(len(positions) / self.settings.largest_watched))
-        watched = positions[stride - 1 :: stride]
-        if len(watched) < self.group.size:
-            # So few images that all of them must do both.
-            return positions, positions
-        return sorted(set(positions) - set(watched)), watched
+        """Divide the images of some classes into those that train and those that validate."""
+        positions, settings = seen.positions(classes), self.settings
+        training, validation = set_apart(positions, seen.predicted, settings.validation, settings.largest_validation)
+        # Of so few images, all must do both.
+        return (training, validation) if len(validation) >= self.group.size else (positions, positions)
 
-    def _watched(self, positions: list[int]) -> Tensor:
-        """Read this process's share of the watched images."""
-        read = [values for _, values in self._reader.read(self._batches(self.group.share(positions)))]
-        return torch.cat(read).to(self.subject.classifier.device) if read else torch.empty(0)
+    def _read(self, positions: list[int]) -> Tensor:
+        """Read this process's share of some images."""
+        share = self.group.share(positions)
+        found, images = list[int](), list[Tensor]()
+        for read, values in self._reader.read(self._batches(share)):
+            found += read
+            images.append(values)
+        if found != share:
+            raise FitError(LOST)
+        device = self.subject.classifier.device
+        return torch.cat(images).to(device) if images else torch.empty(0, device=device)
 
-    def _train(self, training: ClassPathwayTraining | GeneratorTraining, name: str, plan: BatchPlan) -> None:
+    def _plan(self, positions: list[int], steps: int, seed: int) -> BatchPlan:
+        plan = BatchPlan(positions, self.settings.training_batch, steps, seed)
         if len(plan[0]) < self.group.size:
             # A process without a share would take no step, and the others would wait for it.
             raise FitError(
                 f"A batch of {len(plan[0])} images cannot be shared by {self.group.size} processes; raise "
                 "--training-batch, give more images, or start fewer processes."
             )
+        return plan
+
+    def _train(self, training: ClassPathwayTraining | GeneratorTraining, name: str, plan: BatchPlan) -> None:
         device = self.subject.classifier.device
         run_training(training, name, plan, self._reader, self.checkpoint, self.progress, self.group, device)
 

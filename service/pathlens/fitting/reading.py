@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
-from pathlens.errors import FitError, PathlensError
+from pathlens.errors import PathlensError
 
 
 class ImageReader:
@@ -50,9 +50,6 @@ class ImageReader:
             For each batch, in order, the positions that could be read and float32 [B, channels, height, width] on the
             CPU. An image that cannot be read is left out and noted in `images.skipped`; a batch of which nothing can
             be read is left out.
-
-        Raises:
-            FitError: If a worker was killed.
         """
         workers = min(self._workers, len(batches))
         loader = DataLoader(
@@ -68,7 +65,7 @@ class ImageReader:
         )
         with _interrupts_held():
             arriving = iter(loader)
-        for batch in _unless_killed(arriving):
+        for batch in arriving:
             self._images.reasons.update(batch.unreadable)
             if batch.positions:
                 yield batch.positions, torch.from_numpy(batch.inputs)
@@ -109,17 +106,6 @@ def _collate(inputs: list[_Input]) -> _Batch:
         np.stack([values for _, values in readable]) if readable else np.empty(0, dtype=np.float32),
         {item.position: item.reason for item in inputs if item.values is None},
     )
-
-
-def _unless_killed(arriving: Iterator[_Batch]) -> Iterator[_Batch]:
-    try:
-        yield from arriving
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise FitError(
-            "A process that reads images was killed; is memory short? Lower --workers. The same command goes on later."
-        ) from error
 
 
 def _leave_interrupts_to_parent(_worker: int) -> None:

@@ -34,9 +34,9 @@ class FitSettings:
         held_out: Fraction of the images that build nothing but test the bank, in (0, 0.5].
         largest_held_out: Most held-out images; they are kept in memory, and fewer are held out of many.
         others: Most held-out images of other classes that test one class.
-        watched: Fraction of the other images that train nothing but tell trainings what their masks are worth, in
+        validation: Fraction of the other images that validate the masks of a training instead of training them, in
             (0, 0.5].
-        largest_watched: Most watched images; they are kept in memory, and fewer are watched of many.
+        largest_validation: Most validation images; they are kept in memory, and fewer are taken of many.
         batch_size: Images in one pass that trains nothing.
         precision: What trainings compute the classifier in, "float32" or "bfloat16"; everything else is float32.
         seed: Of every random choice.
@@ -60,8 +60,8 @@ class FitSettings:
     held_out: float = 0.2
     largest_held_out: int = 512
     others: int = 64
-    watched: float = 0.1
-    largest_watched: int = 1024
+    validation: float = 0.1
+    largest_validation: int = 1024
     batch_size: int = 16
     precision: str = "float32"
     seed: int = 0
@@ -73,7 +73,7 @@ class FitSettings:
             raise ValueError("ablation is optimal, whose constants are learned with two-sided class pathways alone")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision}; expected {' or '.join(PRECISIONS)}")
-        for name in ("held_out", "watched"):
+        for name in ("held_out", "validation"):
             share = getattr(self, name)
             if not 0 < share <= 0.5:
                 raise ValueError(f"{name} is {share}; expected a number in (0, 0.5]")

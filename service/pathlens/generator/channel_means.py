@@ -21,9 +21,10 @@ def channel_means(activation: Tensor, tap: Tap) -> Tensor:
 
 
 class Glance:
-    """Sums a tap's output over evenly spread rows, at most `ROWS` of them.
+    """Sums a tap's output over its positions; of a map, over evenly spread rows, at most `ROWS` of them.
 
     Reading every value of a large map costs as much as a convolution of few channels; neighbouring rows say the same.
+    The tokens of a sequence do not, and are all read.
 
     Args:
         tap: The tap.
@@ -37,7 +38,7 @@ class Glance:
         self._positions = _positions(tap)
         self._rows: tuple[slice, ...] | None = None
         self.count = tap.units // tap.channels
-        if self._positions:
+        if len(self._positions) > 1:
             rows = tap.shape[self._positions[0] - 1]
             if rows > ROWS:
                 stride = -(-rows // ROWS)

@@ -16,20 +16,21 @@ from torch import Tensor
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.errors import FitError
 from pathlens.explanation import Ablation, Granularity
+from pathlens.generator.class_validation import ClassValidation
 from pathlens.generator.masked_run import MaskedRun
 from pathlens.generator.objective import detection, odds
 from pathlens.generator.parallel import ProcessGroup
 from pathlens.generator.price import SearchedPrice
 from pathlens.pathways.contributions import first_order
-from pathlens.pathways.pathway import Pathway, mask_shape
+from pathlens.pathways.pathway import mask_shape
 from pathlens.pathways.replacement import Replacement
 
 FIRST_PRICE = 0.5
 SCORES = (0.5, 3.0)
 """Scores of the neurons that matter least and most to the class before training; above 0 is kept."""
 
-BYTES_PER_SCORE = 20
-"""Of importance, score, gradient and the optimizer's two moments."""
+BYTES_PER_SCORE = 24
+"""Of importance, score, averaged score, gradient and the optimizer's two moments."""
 
 LARGEST_TABLE = 16
 """GiB that the scores of all classes may take with everything that belongs to them."""
@@ -40,16 +41,8 @@ LIMITS = (-1.0, 3.0)
 MEMORY = 0.97
 """Weight of the past in the averaged scores, whose masks are the result: those of single steps flicker."""
 
-WATCH_INTERVAL = 50
-"""Steps between two looks at the watched images."""
-
-WATCH_BATCH = 64
-
-WATCHED_OTHERS = 2
-"""Other classes whose pathway each watched image goes through at each look; other ones every time."""
-
-POOLED = 200
-"""Images of all classes that each class's own watched images are mixed with, which may be few."""
+VALIDATIONS = 60
+"""Looks at the validation images in a training, fewer in a short one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class ClassPathwayTraining:
 
     Every image of a batch goes through the pathway network of its own class and through that of another class, drawn at
     random. Loss: `objective.detection` of both, weighed by what the class finds harder, plus the class's price for the
-    share it keeps, which rises until agreement or forcing stand in the way on the watched images. Gradients pass the
+    share it keeps, which rises until agreement or forcing stand in the way on validation images. Gradients pass the
     rounding straight through a sigmoid. The result is the mask of the averaged scores.
 
     Args:
@@ -88,8 +81,8 @@ class ClassPathwayTraining:
         classes: Those that get a pathway, at least two.
         replacement: What stands in for removed neurons, one row; for `Ablation.OPTIMAL`, where its constants begin.
         settings: How.
-        watched: Images that are not trained on and tell what the masks are worth, at least one that is predicted as
-            one of the classes, [W, C, H, W]; in each process its share of them.
+        validation: Images that are not trained on and tell what the masks are worth, [V, C, H, W]; in each process its
+            share of them.
         group: The processes that train together.
         seed: Of the choice of other classes.
 
@@ -103,7 +96,7 @@ class ClassPathwayTraining:
         classes: Sequence[int],
         replacement: Replacement,
         settings: ClassPathwaySettings,
-        watched: Tensor,
+        validation: Tensor,
         group: ProcessGroup,
         seed: int,
     ) -> None:
@@ -140,17 +133,16 @@ class ClassPathwayTraining:
         self._optimizer = torch.optim.Adam(groups, settings.learning_rate, betas=(0.9, 0.99))
         self._averaged = [tensor.detach().clone() for tensor in (*self._scores, *self._constants)]
         self._search = SearchedPrice(len(classes), FIRST_PRICE, settings.steps, settings.agreement, settings.forcing)
-        with torch.no_grad():
-            rows = [self._row_of_class[classifier(images).argmax(1)] for images in torch.split(watched, WATCH_BATCH)]
-        chosen = torch.cat(rows) >= 0
-        self._watched, self._watched_rows = watched[chosen], torch.cat(rows)[chosen]
-        self._seen = {"agreement": 1.0, "forcing": 0.0, "sparsity": 0.0}
+        self._validation = ClassValidation(classifier, self._classes, settings.granularity, validation, group)
+        self._interval = max(1, settings.steps // VALIDATIONS)
+        self._figures: dict[str, float] = {}
         self._number = 0
 
     def step(self, images: Tensor) -> Mapping[str, float]:
-        """Take one step on a batch, [B, C, H, W]; returns loss, agreement, forcing and sparsity.
+        """Take one step on a batch, [B, C, H, W].
 
-        Agreement and forcing are those of the watched images.
+        Returns:
+            Loss and sparsity of the step once masks are learned, agreement and forcing once images have validated them.
         """
         with torch.no_grad():
             logits = self._classifier(images)
@@ -168,17 +160,17 @@ class ClassPathwayTraining:
         images, logits = torch.cat([images, images]), torch.cat([logits, logits])
         rows = torch.cat([own, (own + shift) % count])
         survey = max(1, round(self._settings.survey * self._settings.steps))
-        loss = 0.0
         if self._number < survey:
             self._note_importance(images, rows, usable)
         else:
             if self._number == survey:
                 self._begin()
-            loss = self._learn(images, logits, rows, len(own), usable)
-            if (self._number - survey) % WATCH_INTERVAL == WATCH_INTERVAL - 1:
-                self._watch()
+            self._learn(images, logits, rows, len(own), usable)
+            look, rest = divmod(self._number - survey + 1, self._interval)
+            if not rest:
+                self._validate(look)
         self._number += 1
-        return {"loss": loss, **self._seen}
+        return dict(self._figures)
 
     def _note_importance(self, images: Tensor, rows: Tensor, usable: bool) -> None:
         """Add up what each neuron is worth to the odds of a class, to first order."""
@@ -202,7 +194,7 @@ class ClassPathwayTraining:
     def _begin(self) -> None:
         """Order the neurons of each class by importance, so that the least important go first."""
         flat = torch.cat([importance.flatten(1) for importance in self._importance], 1)
-        places = flat.argsort(1).argsort(1).float() / max(1, flat.shape[1] - 1)
+        places = flat.argsort(dim=1, stable=True).argsort(1).float() / max(1, flat.shape[1] - 1)
         low, high = SCORES
         with torch.no_grad():
             parts = torch.split(places, [importance[0].numel() for importance in self._importance], 1)
@@ -210,8 +202,7 @@ class ClassPathwayTraining:
                 scores.copy_((low + (high - low) * part).view_as(scores))
                 averaged.copy_(scores)
 
-    def _learn(self, images: Tensor, logits: Tensor, rows: Tensor, members: int, usable: bool) -> float:
-        """Take a step on the scores and return the loss."""
+    def _learn(self, images: Tensor, logits: Tensor, rows: Tensor, members: int, usable: bool) -> None:
         unsettled = min(1.0, (1 - self._number / self._settings.steps) / self._settings.settle)
         for group, rate in zip(self._optimizer.param_groups, (1.0, 1 / 3), strict=False):
             group["lr"] = self._settings.learning_rate * rate * unsettled
@@ -233,58 +224,28 @@ class ClassPathwayTraining:
                 scores.clamp_(*LIMITS)
             for averaged, tensor in zip(self._averaged, trained, strict=True):
                 averaged.lerp_(tensor, 1 - MEMORY)
-        sparsity = 1 - self._table.float().mean(1)
+        kept = sum((mask.flatten(1).sum(1) for mask in self._masks), start=torch.zeros((), device=rows.device))
+        sparsity = (1 - kept / sum(scores[0].numel() for scores in self._scores)).cpu()
         shown = torch.bincount(rows.cpu(), minlength=len(self._classes)) * usable
         self._group.add(shown)
         self._search.follow(shown, sparsity)
-        self._seen["sparsity"] = float(sparsity.mean())
         figure = loss.detach().cpu()
         self._group.average([figure])
-        return float(figure)
+        self._figures.update(loss=float(figure), sparsity=float(sparsity.mean()))
 
-    @torch.no_grad()
-    def _watch(self) -> None:
+    def _validate(self, look: int) -> None:
         """Let the images that train nothing tell what the masks are worth."""
-        count = len(self._classes)
-        masks = self._split(self._table)
-        replacement = self._values(self._averaged[len(masks) :])
-        # Members in the first row, others in the second: how many there are, and how many get the class.
-        shown, hit = torch.zeros(2, count), torch.zeros(2, count)
-        looks = self._number // WATCH_INTERVAL * WATCHED_OTHERS
-        for place, images, own in zip(
-            torch.split(torch.arange(len(self._watched)), WATCH_BATCH),
-            torch.split(self._watched, WATCH_BATCH),
-            torch.split(self._watched_rows, WATCH_BATCH),
-            strict=True,
-        ):
-            for other in range(1 + WATCHED_OTHERS):
-                shift = 1 + (place.to(own.device) + looks + other) % (count - 1) if other else 0
-                rows = (own + shift) % count
-                pathway = Pathway(
-                    self._classifier.taps,
-                    tuple(mask[rows] for mask in masks),
-                    self._settings.granularity,
-                    replacement.select(rows),
-                )
-                got = self._classifier(images, pathway).argmax(1) == self._classes[rows]
-                shown[min(other, 1)].index_add_(0, rows.cpu(), torch.ones(len(rows)))
-                hit[min(other, 1)].index_add_(0, rows.cpu(), got.float().cpu())
-        self._group.add(shown)
-        self._group.add(hit)
-        everywhere = hit.sum(1, keepdim=True) / shown.sum(1, keepdim=True)
-        kept, forced = (hit + POOLED * everywhere) / (shown + POOLED)
-        self._search.judge(kept, forced, WATCH_INTERVAL)
-        self._seen.update(agreement=float(everywhere[0]), forcing=float(everywhere[1]))
+        replacement = self._values(self._averaged[len(self._scores) :])
+        found = self._validation.look(look, self._masks, replacement)
+        if found is not None:
+            kept, forced = found
+            self._search.judge(kept, forced, self._interval)
+            self._figures.update(agreement=float(kept.mean()), forcing=float(forced.mean()))
 
     @property
-    def _table(self) -> Tensor:
-        """The masks of all classes, bool [classes, N]."""
-        return torch.cat([averaged.flatten(1) for averaged in self._averaged[: len(self._scores)]], 1) > 0
-
-    def _split(self, table: Tensor) -> tuple[Tensor, ...]:
-        """Cut a table of masks into those of the taps."""
-        parts = torch.split(table, [scores[0].numel() for scores in self._scores], 1)
-        return tuple(part.view_as(scores) for part, scores in zip(parts, self._scores, strict=True))
+    def _masks(self) -> list[Tensor]:
+        """The masks of all classes, one bool tensor [classes, ...] per tap."""
+        return [averaged > 0 for averaged in self._averaged[: len(self._scores)]]
 
     def _values(self, constants: Sequence[Tensor]) -> Replacement:
         """Return what stands in for removed neurons, with a row for each class that is trained or one for all."""
@@ -295,7 +256,8 @@ class ClassPathwayTraining:
 
     def masks(self) -> dict[int, Tensor]:
         """Return the masks by class, bool [N] on the CPU."""
-        return dict(zip(self._classes.tolist(), self._table.cpu(), strict=True))
+        table = torch.cat([mask.flatten(1).cpu() for mask in self._masks], 1)
+        return dict(zip(self._classes.tolist(), table, strict=True))
 
     def replacement(self) -> Replacement:
         """Return what stands in for removed neurons: one row, or for `Ablation.OPTIMAL` one for each of all classes."""
@@ -319,7 +281,7 @@ class ClassPathwayTraining:
             "averaged": self._averaged,
             "optimizer": self._optimizer.state_dict(),
             "search": self._search.state_dict(),
-            "seen": dict(self._seen),
+            "figures": dict(self._figures),
             "number": self._number,
         }
 
@@ -336,12 +298,12 @@ class ClassPathwayTraining:
                     tensor.copy_(stored)
         self._optimizer.load_state_dict(state["optimizer"])
         self._search.load_state_dict(state["search"])
-        self._seen = dict(state["seen"])
+        self._figures = dict(state["figures"])
         self._number = state["number"]
 
 
 def _straight_through(scores: Tensor) -> Tensor:
     """Return 1 where a score is above 0, else 0, with the gradient of a sigmoid."""
     soft = torch.sigmoid(scores)
-    # In brackets, because 1 + soft - soft is not 1 but for rounding.
+    # In brackets, because 1 + soft - soft would be 1 but for rounding.
     return (scores > 0).to(scores.dtype) + (soft - soft.detach())

@@ -33,5 +33,5 @@ def quantize(scores: Tensor) -> Tensor:
     temperature = SHARPNESS / signed.detach().abs().clamp(min=NEAREST)
     soft = _SCALE * torch.sigmoid(temperature * signed)
     # The clamp leaves a gap for scores at the boundary itself: the forward value is the hard one, always. In brackets,
-    # because 1 + soft - soft is not 1 but for rounding.
+    # because 1 + soft - soft would be 1 but for rounding.
     return (scores > 0).to(scores.dtype) + (soft - soft.detach())

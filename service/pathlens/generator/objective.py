@@ -1,4 +1,4 @@
-"""What training minimises: unfaithfulness, the price of neurons, and a leaking class pathway."""
+"""What training minimises beside the price of neurons: unfaithfulness, and a class pathway that leaks."""
 
 import torch
 import torch.nn.functional as F

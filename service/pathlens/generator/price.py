@@ -6,7 +6,7 @@ from torch import Tensor
 LOWEST, HIGHEST = 0.01, 200.0
 
 SPEED = 1.2
-"""Sparsity that is aimed at grows by this much over a training in which nothing stands in its way."""
+"""Sparsity that is aimed at grows by this much over a training in which nothing stands in its way, on average."""
 
 LEAD, LAG = 0.1, 0.3
 """The sparsity that is aimed at is never further above and below the present one: masks must become denser quickly."""
@@ -18,7 +18,7 @@ SHIFT, LARGEST_BALANCE = 7.0, 3.0
 """Weight moves between agreement and forcing by this much over a training, in log odds, and never further than that."""
 
 FULL_STEP = 12
-"""Images of a class that move its price by a whole step; of fewer, it moves in proportion, and learns no more."""
+"""Images of a class that move its price by a whole step; fewer move it in proportion, as they move the masks."""
 
 
 class SearchedPrice:
@@ -52,7 +52,7 @@ class SearchedPrice:
         # Where the first masks are.
         self._aim = torch.full((count,), torch.nan)
         # Before anything is known, all is what it would be if every neuron were kept.
-        self._room = torch.ones(count)
+        self._slack = torch.ones(count)
 
     def judge(self, kept: Tensor, forced: Tensor | None, passed: int) -> None:
         """Take in what the masks are worth.
@@ -62,12 +62,12 @@ class SearchedPrice:
             forced: Share of other images that get it, [count]; None where nothing can be forced.
             passed: Steps since the last time.
         """
-        self._room = 1 - (1 - kept) / self._lost
+        self._slack = 1 - (1 - kept) / self._lost
         if self._forcing is not None and forced is not None:
             other = 1 - forced / self._forcing
-            change = SHIFT * passed / self._steps * (other - self._room).clamp(-1, 1)
+            change = SHIFT * passed / self._steps * (other - self._slack).clamp(-1, 1)
             self.balance = (self.balance + change).clamp(-LARGEST_BALANCE, LARGEST_BALANCE)
-            self._room = torch.minimum(self._room, other)
+            self._slack = torch.minimum(self._slack, other)
 
     def follow(self, images: Tensor, sparsity: Tensor) -> None:
         """Move the prices after a step.
@@ -77,16 +77,16 @@ class SearchedPrice:
             sparsity: Of the masks, [count].
         """
         step = (images / FULL_STEP).clamp(max=1)
-        aim = torch.where(self._aim.isnan(), sparsity, self._aim) + step * SPEED / self._steps * (4 * self._room).clamp(
-            -1, 1
-        )
+        # In proportion to a class's share of the images: over a training, the aim of each of a thousand may go as far.
+        speed = images / images.float().mean().clamp(min=1e-9) * SPEED / self._steps
+        aim = torch.where(self._aim.isnan(), sparsity, self._aim) + speed * (4 * self._slack).clamp(-1, 1)
         self._aim = torch.minimum(torch.maximum(aim, sparsity - LAG), sparsity + LEAD).clamp(0, 1)
         self.prices = (self.prices * (step * GAIN * (self._aim - sparsity)).exp()).clamp(LOWEST, HIGHEST)
 
     @property
     def charged(self) -> Tensor:
         """The prices to pay now, [count]."""
-        return self.prices * (4 * self._room).clamp(0, 1)
+        return self.prices * (4 * self._slack).clamp(0, 1)
 
     def weights(self, rows: Tensor, members: int) -> Tensor:
         """Return the weight of each image's loss, of mean 1 over a class and the others: [B].
@@ -100,9 +100,9 @@ class SearchedPrice:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what `load_state_dict` needs to go on."""
-        return {"prices": self.prices, "balance": self.balance, "aim": self._aim, "room": self._room}
+        return {"prices": self.prices, "balance": self.balance, "aim": self._aim, "slack": self._slack}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where another search stopped."""
         self.prices, self.balance = state["prices"], state["balance"]
-        self._aim, self._room = state["aim"], state["room"]
+        self._aim, self._slack = state["aim"], state["slack"]

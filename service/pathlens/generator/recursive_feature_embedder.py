@@ -13,10 +13,10 @@ from pathlens.generator.channel_means import Glance
 class RecursiveFeatureEmbedder(nn.Module):
     """Embeds the feature maps of every tap and carries a state from the deepest tap to the shallowest.
 
-    A map enters by its mean over the positions, divided by what that mean is over many images: an unusual channel says
-    as much in a tap of small values as in one of large values. The recursion is h = tanh(W a + U h + b), because a
-    gated unit would cost small classifiers more than a tenth of their own pass (arXiv 2309.09887, section 3.2, in sizes
-    of our own).
+    A map enters by its mean over the positions that a glance sees, divided by its mean magnitude over many images: an
+    unusual channel says as much in a tap of small values as in one of large values. The recursion is h = tanh(W a + U h
+    + b), because a gated unit would cost small classifiers more than a tenth of their own pass (arXiv 2309.09887,
+    section 3.2, in sizes of our own).
 
     Args:
         taps: The taps of the classifier.
@@ -25,6 +25,7 @@ class RecursiveFeatureEmbedder(nn.Module):
     """
 
     gain: Tensor
+    share: Tensor
 
     def __init__(self, taps: tuple[Tap, ...], scales: Sequence[Tensor], width: int) -> None:
         super().__init__()
@@ -33,8 +34,12 @@ class RecursiveFeatureEmbedder(nn.Module):
         self._entries = [nn.Linear(tap.channels, width) for tap in taps]
         self.entries = nn.ModuleList(self._entries)
         self.recurrence = nn.Linear(width, width, bias=False)
-        gains = [1 / (scale * glance.count) for scale, glance in zip(scales, self._glances, strict=True)]
-        self.register_buffer("gain", torch.cat(gains))
+        self.register_buffer("gain", 1 / torch.cat(list(scales)))
+        # Not stored: how many positions a glance sees is a matter of the code that looks.
+        shares = [
+            1 / glance.count for tap, glance in zip(taps, self._glances, strict=True) for _ in range(tap.channels)
+        ]
+        self.register_buffer("share", torch.tensor(shares), persistent=False)
 
     def forward(self, activations: Sequence[Tensor]) -> list[Tensor]:
         """Embed the activations of a run.
@@ -47,7 +52,7 @@ class RecursiveFeatureEmbedder(nn.Module):
         """
         sums = [glance(activation) for glance, activation in zip(self._glances, activations, strict=True)]
         # One product for all taps: on small maps, the number of operations is what costs.
-        entering = torch.split(torch.cat(sums, 1) * self.gain, self._channels, 1)
+        entering = torch.split(torch.cat(sums, 1) * (self.gain * self.share), self._channels, 1)
         recurrence = self.recurrence.weight.t()
         embeddings: list[Tensor] = []
         for value, entry in zip(reversed(entering), reversed(self._entries), strict=True):

@@ -21,11 +21,11 @@ from pathlens.pathways.replacement import Replacement
 RAMP = 0.3
 """Share of the steps over which a price rises from 0: neurons that nobody misses go first."""
 
-SHARPNESS = 1.25
-"""What the pathway network is taught are the classifier's logits times this: what it keeps must not lose confidence."""
+TEMPERATURE = 0.8
+"""Of the distribution that the pathway network is taught: below 1, because a student falls short of its teacher."""
 
-WATCH_INTERVAL, WATCH_BATCH = 25, 64
-"""Steps between two looks at the watched images, and images in one pass."""
+VALIDATIONS, VALIDATION_BATCH = 20, 64
+"""Looks at the validation images while the price is searched, fewer in a short training, and images in one pass."""
 
 
 class Training(Protocol):
@@ -70,16 +70,16 @@ class GeneratorSettings:
 class GeneratorTraining:
     """Trains a generator with the objective of arXiv 2309.09887.
 
-    Loss: KL(f'(x) ‖ f(x; m)) + λ · mean(m) + w · KL(f(x) ‖ code), f' being f with logits a quarter larger. No budget is
-    set: every image finds its own sparsity.
+    Loss: KL(f'(x) ‖ f(x; m)) + λ · mean(m) + w · KL(f(x) ‖ code), where f' is f at temperature 0.8. No budget is set:
+    every image finds its own sparsity.
 
     Args:
         classifier: The captured classifier, on the device and in the precision to compute in.
         scales: Mean magnitude of each channel over many images, one tensor [C] per tap.
         replacement: What stands in for removed neurons, with one row or one for each class.
         settings: How.
-        watched: Images that are not trained on and tell what pathways are worth where the price is searched, at least
-            one, [W, C, H, W]; in each process its share of them.
+        validation: Images that are not trained on and tell what pathways are worth where the price is searched,
+            [V, C, H, W]; in each process its share of them.
         group: The processes that train together.
         seed: Of the generator's first parameters.
     """
@@ -90,21 +90,24 @@ class GeneratorTraining:
         scales: Sequence[Tensor],
         replacement: Replacement,
         settings: GeneratorSettings,
-        watched: Tensor,
+        validation: Tensor,
         group: ProcessGroup,
         seed: int,
     ) -> None:
         self._classifier = classifier
         self._replacement = replacement
         self._settings = settings
-        self._watched = watched
+        self._validation = validation
         self._group = group
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             generator = PathwayGenerator.for_classifier(classifier, scales, settings.granularity)
         self.generator = generator.to(classifier.device)
         self._optimizer = torch.optim.AdamW(self.generator.parameters(), settings.learning_rate, weight_decay=1e-4)
-        self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement or 0.5)
+        self._search: SearchedPrice | None = None
+        if settings.agreement is not None:
+            self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement)
+        self._interval = max(1, round((1 - RAMP) * settings.steps / VALIDATIONS))
         self._number = 0
 
     def step(self, images: Tensor) -> Mapping[str, float]:
@@ -122,7 +125,7 @@ class GeneratorTraining:
         replacement = self._replacement.select(predicted)
         run = MaskedRun(self._classifier.taps, masks, settings.granularity, replacement)
         alone = self._classifier(images, run)
-        unfaithfulness = distillation(SHARPNESS * logits, alone)
+        unfaithfulness = distillation(logits / TEMPERATURE, alone)
         code = distillation(logits, generation.class_logits)
         density = run.density.mean()
         loss = unfaithfulness + self._price(progress) * density + settings.code_weight * code
@@ -134,34 +137,35 @@ class GeneratorTraining:
         kept = (alone.detach().argmax(1) == predicted).float().mean()
         figures = torch.stack([loss.detach(), kept, 1 - density.detach()]).cpu()
         self._group.average([figures])
-        if settings.agreement is not None and progress > RAMP:
+        if self._search is not None and progress > RAMP:
             self._search.follow(torch.tensor([FULL_STEP]), figures[2:])
-            if self._number % WATCH_INTERVAL == 0:
-                self._watch()
+            if self._number % self._interval == 0:
+                self._validate(self._search)
         self._number += 1
         return dict(zip(("loss", "agreement", "sparsity"), figures.tolist(), strict=True))
 
     @torch.no_grad()
-    def _watch(self) -> None:
-        """Let the images that train nothing tell how many keep their class."""
+    def _validate(self, search: SearchedPrice) -> None:
+        """Let images that do not train the generator tell how many keep their class."""
         kept = torch.zeros(2)
-        for images in torch.split(self._watched, WATCH_BATCH):
+        for images in torch.split(self._validation, VALIDATION_BATCH):
             whole = self._classifier.observe(images)
             predicted = whole.logits.argmax(1)
             pathway = self.generator.pathways(whole.activations, self._replacement.select(predicted))
             kept += torch.tensor([len(images), int((self._classifier(images, pathway).argmax(1) == predicted).sum())])
         self._group.add(kept)
-        self._search.judge(kept[1:] / kept[0], None, WATCH_INTERVAL)
+        search.judge(kept[1:] / kept[0], None, self._interval)
 
     def _price(self, progress: float) -> float:
-        return float(self._search.charged[0]) * min(1.0, progress / RAMP)
+        price = self._settings.price if self._search is None else float(self._search.charged[0])
+        return price * min(1.0, progress / RAMP)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on."""
         return {
             "generator": self.generator.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "search": self._search.state_dict(),
+            "search": self._search.state_dict() if self._search is not None else None,
             "number": self._number,
         }
 
@@ -169,5 +173,6 @@ class GeneratorTraining:
         """Go on where another training with the same settings stopped."""
         self.generator.load_state_dict(state["generator"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._search.load_state_dict(state["search"])
+        if self._search is not None:
+            self._search.load_state_dict(state["search"])
         self._number = state["number"]

@@ -129,7 +129,7 @@ class TestTwoProcesses:
         assert alone.bank.masks.keys() == together.bank.masks.keys()
         assert len(together.bank.masks) > 1
 
-    def test_that_were_killed_go_on_from_their_checkpoint_to_the_same_bundle(self, fits: Fits) -> None:
+    def test_that_were_killed_go_on_with_what_was_trained_to_the_same_bundle(self, fits: Fits) -> None:
         unfinished = fits.folder / "killed.unfinished"
         with two_processes(fits.folder, "killed") as process:
             deadline = time.monotonic() + 200

@@ -1,6 +1,9 @@
 import dataclasses
+import multiprocessing
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +18,11 @@ from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.description import ClassPathwaySelection
 from pathlens.errors import FitError
 from pathlens.explanation import Ablation, Granularity, PathwaySource
+from pathlens.fitting import fit as module
 from pathlens.fitting.fit import FitSubject, fit
+from pathlens.fitting.progress import Silence
 from pathlens.fitting.settings import FitSettings
+from pathlens.generator.class_pathways import ClassPathwayTraining
 from pathlens.pathways.neuron_mct import neuron_mct
 from pathlens.pathways.pathway import Pathway
 from real_captures import real
@@ -297,6 +303,7 @@ class TestRefusals:
         ("changes", "words"),
         [
             ({"held_out": 0.0}, "held_out is 0.0"),
+            ({"validation": 0.6}, "validation is 0.6"),
             ({"precision": "half"}, "precision is half"),
             ({"agreement": 1.0}, "agreement is 1.0"),
             ({"class_forcing": 0.0}, "class_forcing is 0.0"),
@@ -375,3 +382,37 @@ def test_a_limited_number_of_held_out_images_is_spread_over_all_images(tmp_path:
     assert {label: total.images for label, total in bundle.bank.counts.items()} == {
         label: count for label, count in enumerate(counted.tolist()) if count
     }
+
+
+def test_masks_are_validated_by_images_that_do_not_train_them(
+    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, validating = set[bytes](), list[bytes]()
+
+    class Spied(ClassPathwayTraining):
+        def __init__(self, *given: Any) -> None:
+            validating.extend(image.numpy().tobytes() for image in given[4])
+            super().__init__(*given)
+
+        def step(self, images: torch.Tensor) -> Mapping[str, float]:
+            training.update(image.numpy().tobytes() for image in images)
+            return super().step(images)
+
+    monkeypatch.setattr(module, "ClassPathwayTraining", Spied)
+    fitted(source, tmp_path / "u", TRAINED)
+    assert len(validating) == len(BUILDING) // 10
+    assert len(training) == len(BUILDING) - len(validating)
+    assert training.isdisjoint(validating)
+
+
+def test_a_killed_reader_ends_the_fit_wherever_it_is(source: ImageSource, tmp_path: Path) -> None:
+    class Killing(Silence):
+        def advance(self, _count: int, _figures: Mapping[str, float] | None = None) -> None:
+            for reader in multiprocessing.active_children():
+                reader.kill()
+                # The system reports it here, and not where an image is awaited.
+                reader.join()
+
+    subject = dataclasses.replace(subject_of(source), workers=1)
+    with pytest.raises(FitError, match=r"was killed; is memory short\? Lower --workers"):
+        fit(subject, TRAINED, tmp_path / "u", Killing())

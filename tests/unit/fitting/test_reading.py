@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Colour, Preprocessing
-from pathlens.errors import FitError
 from pathlens.fitting.reading import ImageReader
 
 PREPROCESSING = Preprocessing(5, 6, mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
@@ -208,14 +207,6 @@ class TestWorkers:
             os.kill(worker.pid, signal.SIGINT)
         read += iterator
         assert [positions for positions, _ in read] == BATCHES * 20
-
-    def test_that_are_killed_are_named(self, source: ImageSource) -> None:
-        iterator = reading(source, 2, BATCHES * 200)
-        next(iterator)
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        with pytest.raises(FitError, match=r"was killed; is memory short\? Lower --workers"):
-            list(iterator)
 
     def test_that_start_during_an_interrupt_do_not_lose_it(self, source: ImageSource) -> None:
         handler, interrupting = signal.getsignal(signal.SIGINT), [True]
