@@ -13,6 +13,9 @@ from pathlens.generator.training import Training
 SMOOTHING = 0.95
 """Weight of the past in the figures that are shown: a single batch jumps."""
 
+ROUND = 2000
+"""Steps whose images are asked for at once: a long training's whole plan would fill the memory of every reader."""
+
 LOST = "Images that could be read before cannot be read any more; is a disk failing? The same command goes on later."
 
 
@@ -50,19 +53,20 @@ def run_training(
         done = stored["steps"]
     shown: dict[str, float] = {}
     taken = done
-    batches = [group.share(batch) for batch in plan[done:]]
     title = name.replace("-", " ").capitalize()
     with progress.stage(title, len(plan), done) as stage:
-        for number, (read, images) in enumerate(reader.read(batches), start=done + 1):
-            if read != batches[number - done - 1]:
+        for first in range(done, len(plan), ROUND):
+            batches = [group.share(batch) for batch in plan[first : first + ROUND]]
+            for (read, images), wanted in zip(reader.read(batches), batches, strict=False):
+                if read != wanted:
+                    raise FitError(LOST)
+                for key, value in training.step(images.to(device)).items():
+                    shown[key] = SMOOTHING * shown.get(key, value) + (1 - SMOOTHING) * value
+                stage.advance(1, shown)
+                taken += 1
+                if checkpoint.is_due:
+                    checkpoint.save(name, {"training": training.state_dict(), "steps": taken})
+            if taken < first + len(batches):
                 raise FitError(LOST)
-            for key, value in training.step(images.to(device)).items():
-                shown[key] = SMOOTHING * shown.get(key, value) + (1 - SMOOTHING) * value
-            stage.advance(1, shown)
-            if checkpoint.is_due:
-                checkpoint.save(name, {"training": training.state_dict(), "steps": number})
-            taken = number
-    if taken < len(plan):
-        raise FitError(LOST)
     if taken > done:
         checkpoint.save(name, {"training": training.state_dict(), "steps": taken})

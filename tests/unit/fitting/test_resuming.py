@@ -9,7 +9,7 @@ from pathlens.bundle.store import save_bundle
 from pathlens.classifier.images import ImageSource
 from pathlens.errors import FitError
 from pathlens.explanation import Ablation
-from pathlens.fitting import checkpoint
+from pathlens.fitting import checkpoint, training_loop
 from pathlens.fitting.fit import FitSubject, fit
 from small_fits import BY_FREQUENCY, PREPROCESSING, TRAINED, Recorder, fitted, folder, npz, subject_of
 from small_networks import captured
@@ -40,6 +40,13 @@ class TestAnInterruptedFit:
         interrupt(source, tmp_path / "u", stage, after)
         resumed = fitted(npz(tmp_path / "images.npz"), tmp_path / "u", TRAINED)
         assert save_bundle(resumed, tmp_path / "resumed") == whole
+
+    def test_goes_on_so_in_the_middle_of_a_long_plan(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = npz(tmp_path / "images.npz")
+        whole = save_bundle(fitted(source, tmp_path / "whole.unfinished", TRAINED), tmp_path / "whole")
+        monkeypatch.setattr(training_loop, "ROUND", 7)
+        interrupt(source, tmp_path / "u", "Generator", 17)
+        assert save_bundle(fitted(source, tmp_path / "u", TRAINED), tmp_path / "resumed") == whole
 
     def test_goes_on_so_with_learned_constants_and_a_searched_price(self, tmp_path: Path) -> None:
         source, changes = npz(tmp_path / "images.npz"), {"ablation": Ablation.OPTIMAL, "agreement": 0.8}
