@@ -1,4 +1,4 @@
-"""The price of sparsity, searched while training for what is asked of the masks."""
+"""The price of sparsity of class pathways, searched while training for the agreement and forcing that are asked for."""
 
 import torch
 from torch import Tensor
@@ -33,18 +33,18 @@ class SearchedPrice:
     Near a bound the price is charged in part, and beyond it not at all: that takes effect at once, as the price itself,
     which moves slowly, would not.
 
-    The search is part of the training and so costs no second one. Where both agreement and forcing are asked for, what
-    is further from its bound lends weight to the other.
+    The search is part of the training and so costs no second one. Of agreement and forcing, what is further from its
+    bound lends weight to the other.
 
     Args:
-        count: Number of prices, one for each class or one for all.
+        count: Number of classes, each with a price.
         first: Where they begin.
         steps: Length of the training.
         agreement: The least share of images that keep their class, in (0, 1).
-        forcing: The greatest share of other images that get the class, in (0, 1); None where nothing can be forced.
+        forcing: The greatest share of other images that get the class, in (0, 1).
     """
 
-    def __init__(self, count: int, first: float, steps: int, agreement: float, forcing: float | None = None) -> None:
+    def __init__(self, count: int, first: float, steps: int, agreement: float, forcing: float) -> None:
         self._lost, self._forcing = 1 - agreement, forcing
         self._steps = steps
         self.prices = torch.full((count,), first)
@@ -54,20 +54,18 @@ class SearchedPrice:
         # Before anything is known, all is what it would be if every neuron were kept.
         self._slack = torch.ones(count)
 
-    def judge(self, kept: Tensor, forced: Tensor | None, passed: int) -> None:
+    def judge(self, kept: Tensor, forced: Tensor, passed: int) -> None:
         """Take in what the masks are worth.
 
         Args:
             kept: Share of images that keep their class, [count].
-            forced: Share of other images that get it, [count]; None where nothing can be forced.
+            forced: Share of other images that get it, [count].
             passed: Steps since the last time.
         """
-        self._slack = 1 - (1 - kept) / self._lost
-        if self._forcing is not None and forced is not None:
-            other = 1 - forced / self._forcing
-            change = SHIFT * passed / self._steps * (other - self._slack).clamp(-1, 1)
-            self.balance = (self.balance + change).clamp(-LARGEST_BALANCE, LARGEST_BALANCE)
-            self._slack = torch.minimum(self._slack, other)
+        own, other = 1 - (1 - kept) / self._lost, 1 - forced / self._forcing
+        change = SHIFT * passed / self._steps * (other - own).clamp(-1, 1)
+        self.balance = (self.balance + change).clamp(-LARGEST_BALANCE, LARGEST_BALANCE)
+        self._slack = torch.minimum(own, other)
 
     def follow(self, images: Tensor, sparsity: Tensor) -> None:
         """Move the prices after a step.

@@ -15,7 +15,6 @@ from pathlens.generator.generator import PathwayGenerator
 from pathlens.generator.masked_run import MaskedRun
 from pathlens.generator.objective import distillation
 from pathlens.generator.parallel import ProcessGroup
-from pathlens.generator.price import FULL_STEP, SearchedPrice
 from pathlens.pathways.replacement import Replacement
 
 RAMP = 0.3
@@ -24,8 +23,14 @@ RAMP = 0.3
 TEMPERATURE = 0.8
 """Of the distribution that the pathway network is taught: below 1, because a student falls short of its teacher."""
 
-VALIDATIONS, VALIDATION_BATCH = 20, 64
+SEARCH = 0.4
+"""Share of the steps after which a price is searched. Agreement is poor while a generator learns, at whatever price."""
+
+VALIDATIONS, VALIDATION_BATCH = 25, 64
 """Looks at the validation images while the price is searched, fewer in a short training, and images in one pass."""
+
+GAIN = 0.2
+"""The logarithm of the price moves by this much at a look, at most."""
 
 
 class Training(Protocol):
@@ -104,10 +109,8 @@ class GeneratorTraining:
             generator = PathwayGenerator.for_classifier(classifier, scales, settings.granularity)
         self.generator = generator.to(classifier.device)
         self._optimizer = torch.optim.AdamW(self.generator.parameters(), settings.learning_rate, weight_decay=1e-4)
-        self._search: SearchedPrice | None = None
-        if settings.agreement is not None:
-            self._search = SearchedPrice(1, settings.price, settings.steps, settings.agreement)
-        self._interval = max(1, round((1 - RAMP) * settings.steps / VALIDATIONS))
+        self._price = settings.price
+        self._interval = max(1, round((1 - SEARCH) * settings.steps / VALIDATIONS))
         self._number = 0
 
     def step(self, images: Tensor) -> Mapping[str, float]:
@@ -128,7 +131,8 @@ class GeneratorTraining:
         unfaithfulness = distillation(logits / TEMPERATURE, alone)
         code = distillation(logits, generation.class_logits)
         density = run.density.mean()
-        loss = unfaithfulness + self._price(progress) * density + settings.code_weight * code
+        price = self._price * min(1.0, progress / RAMP)
+        loss = unfaithfulness + price * density + settings.code_weight * code
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._group.average(parameter.grad for parameter in self.generator.parameters())
@@ -137,16 +141,14 @@ class GeneratorTraining:
         kept = (alone.detach().argmax(1) == predicted).float().mean()
         figures = torch.stack([loss.detach(), kept, 1 - density.detach()]).cpu()
         self._group.average([figures])
-        if self._search is not None and progress > RAMP:
-            self._search.follow(torch.tensor([FULL_STEP]), figures[2:])
-            if self._number % self._interval == 0:
-                self._validate(self._search)
+        if settings.agreement is not None and progress >= SEARCH and self._number % self._interval == 0:
+            self._move_price(settings.agreement)
         self._number += 1
         return dict(zip(("loss", "agreement", "sparsity"), figures.tolist(), strict=True))
 
     @torch.no_grad()
-    def _validate(self, search: SearchedPrice) -> None:
-        """Let images that do not train the generator tell how many keep their class."""
+    def _move_price(self, agreement: float) -> None:
+        """Let images that do not train the generator tell how many keep their class, and raise or lower the price."""
         kept = torch.zeros(2)
         for images in torch.split(self._validation, VALIDATION_BATCH):
             whole = self._classifier.observe(images)
@@ -154,18 +156,16 @@ class GeneratorTraining:
             pathway = self.generator.pathways(whole.activations, self._replacement.select(predicted))
             kept += torch.tensor([len(images), int((self._classifier(images, pathway).argmax(1) == predicted).sum())])
         self._group.add(kept)
-        search.judge(kept[1:] / kept[0], None, self._interval)
-
-    def _price(self, progress: float) -> float:
-        price = self._settings.price if self._search is None else float(self._search.charged[0])
-        return price * min(1.0, progress / RAMP)
+        images_seen, images_kept = kept.tolist()
+        slack = 1 - (1 - images_kept / images_seen) / (1 - agreement)
+        self._price *= math.exp(GAIN * min(1.0, max(-1.0, slack)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs to go on."""
         return {
             "generator": self.generator.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "search": self._search.state_dict() if self._search is not None else None,
+            "price": self._price,
             "number": self._number,
         }
 
@@ -173,6 +173,5 @@ class GeneratorTraining:
         """Go on where another training with the same settings stopped."""
         self.generator.load_state_dict(state["generator"])
         self._optimizer.load_state_dict(state["optimizer"])
-        if self._search is not None:
-            self._search.load_state_dict(state["search"])
+        self._price = state["price"]
         self._number = state["number"]

@@ -15,7 +15,7 @@ OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0, 1)), mi
 """Whether images keep their class, whether others are forced, and how sparse their masks are."""
 
 
-def search(first: float = 1.0, agreement: float = 0.9, forcing: float | None = 0.2) -> SearchedPrice:
+def search(first: float = 1.0, agreement: float = 0.9, forcing: float = 0.2) -> SearchedPrice:
     return SearchedPrice(1, first, STEPS, agreement, forcing)
 
 
@@ -53,14 +53,6 @@ class TestAPrice:
     def test_stays_within_its_bounds(self, first: float, outcomes: list[tuple[bool, bool, float]]) -> None:
         for price in prices_of(search(first), outcomes):
             assert LOWEST * 0.9999 <= price <= HIGHEST * 1.0001
-
-    def test_does_not_depend_on_forcing_where_nothing_can_be_forced(self) -> None:
-        found = search(forcing=None)
-        for _ in range(9):
-            found.judge(torch.ones(1), None, 1)
-            found.follow(ENOUGH, torch.zeros(1))
-        assert float(found.prices[0]) > 1
-        assert found.balance.tolist() == [0]
 
     def test_of_a_class_without_images_in_a_batch_stays_where_it_is(self) -> None:
         found = SearchedPrice(2, 1.0, STEPS, 0.9, 0.2)

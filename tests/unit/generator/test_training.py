@@ -78,8 +78,8 @@ class TestTraining:
         strict, wasteful = training_of(100, price=100.0, agreement=0.95), training_of(100, price=0.01, agreement=0.5)
         train(strict, 100)
         train(wasteful, 100)
-        assert float(strict.state_dict()["search"]["prices"][0]) < 100
-        assert float(wasteful.state_dict()["search"]["prices"][0]) > 0.01
+        assert strict.state_dict()["price"] < 100
+        assert wasteful.state_dict()["price"] > 0.01
 
     def test_teaches_the_classifier_at_the_temperature(self) -> None:
         # In the first step every neuron is kept and costs nothing yet.
@@ -93,7 +93,7 @@ class TestTraining:
     def test_without_one_leaves_the_price_alone(self) -> None:
         training = training_of(20, price=0.3)
         train(training, 20)
-        assert training.state_dict()["search"] is None
+        assert training.state_dict()["price"] == 0.3
 
     @pytest.mark.parametrize("name", ["plain", "transformer", "gated", "channels last"])
     @pytest.mark.parametrize("ablation", Ablation)
@@ -133,10 +133,7 @@ class TestResuming:
         train(resumed, 60 - stop, stop)
         for name, value in whole.generator.state_dict().items():
             assert torch.equal(value, resumed.generator.state_dict()[name]), name
-        one, other = whole.state_dict()["search"], resumed.state_dict()["search"]
-        assert (one is None) == (other is None) == (agreement is None)
-        for name, value in (one or {}).items():
-            assert torch.equal(value, other[name]), name
+        assert whole.state_dict()["price"] == resumed.state_dict()["price"]
 
     def test_is_the_same_for_the_same_seed_and_another_for_another(self) -> None:
         one, same, other = (training_of(seed=seed).generator.state_dict() for seed in (1, 1, 2))
