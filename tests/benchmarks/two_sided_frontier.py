@@ -34,9 +34,6 @@ FIXTURES = Path(os.environ.get("PATHLENS_FIXTURES", ROOT.parent / "shared" / "fi
 FOLDER = ROOT / "build" / "frontier"
 BATCH = 50
 
-AGREEMENT, FORCING = 0.955, 0.19
-"""What is asked of watched images, a little more than what is to be reached on test images."""
-
 CONFIGURATIONS = tuple(
     f"{granularity}-{ablation}" for granularity, ablation in product(("channel", "unit"), ("zero", "mean", "optimal"))
 )
@@ -60,7 +57,6 @@ def fit(configuration: str) -> Path:
             *("fit", "--classifier", "networks:CifarResNet", "--weights", FIXTURES / "weights" / "cifar_resnet20.pt"),
             *("--images", FIXTURES / "cifar10_train_jpegged.npz", "--size", "32", "--batch-size", "64"),
             *("--granularity", granularity, "--ablation", ablation, "--precision", "bfloat16"),
-            *("--class-agreement", AGREEMENT, "--class-forcing", FORCING),
             *("--name", f"resnet20-{configuration}", "--out", bundle),
         )
         pathlens([str(argument) for argument in arguments], standalone_mode=False)

@@ -238,9 +238,9 @@ class ClassPathwayTraining:
         replacement = self._values(self._averaged[len(self._scores) :])
         found = self._validation.look(look, self._masks, replacement)
         if found is not None:
-            kept, forced = found
-            self._search.judge(kept, forced, self._interval)
-            self._figures.update(agreement=float(kept.mean()), forcing=float(forced.mean()))
+            # The bounds are to hold for other images, too: of few, they ask for more.
+            self._search.judge(found.kept - found.kept_error, found.forced + found.forced_error, self._interval)
+            self._figures.update(agreement=float(found.kept.mean()), forcing=float(found.forced.mean()))
 
     @property
     def _masks(self) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """What the masks of classes are worth on images that do not train them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,11 +14,28 @@ from pathlens.pathways.replacement import Replacement
 
 BATCH = 64
 
-OTHERS = 2
-"""Other classes whose pathway each image goes through; other ones every time."""
+TRIALS, LEAST_OTHERS = 2048, 2
+"""Passes through pathways of other classes at a look, and such classes for each image; other ones every time."""
 
 POOLED = 200
 """Images of all classes that each class's own are mixed with: a hundred images tell too little to stand alone."""
+
+
+@dataclass(frozen=True)
+class ValidatedMasks:
+    """What a look finds.
+
+    Attributes:
+        kept: Share of the images of each class that keep it, [K] on the CPU.
+        forced: Share of other images that get it, [K] on the CPU.
+        kept_error: Standard error of the former over all images.
+        forced_error: Standard error of the latter over all images.
+    """
+
+    kept: Tensor
+    forced: Tensor
+    kept_error: float
+    forced_error: float
 
 
 class ClassValidation:
@@ -49,9 +67,12 @@ class ClassValidation:
         row_of_class[classes] = torch.arange(len(classes), device=classes.device)
         own = row_of_class[predicted]
         self._images, self._own = images[own >= 0], own[own >= 0]
+        # Few images are tried with more classes each: what forces them is the harder to see.
+        wanted = max(LEAST_OTHERS, TRIALS // max(1, len(self._own) * group.size))
+        self._others = min(wanted, len(classes) - 1)
 
     @torch.no_grad()
-    def look(self, number: int, masks: Sequence[Tensor], replacement: Replacement) -> tuple[Tensor, Tensor] | None:
+    def look(self, number: int, masks: Sequence[Tensor], replacement: Replacement) -> ValidatedMasks | None:
         """Measure agreement and forcing.
 
         Args:
@@ -60,16 +81,15 @@ class ClassValidation:
             replacement: What stands in for removed neurons, with one row or one for each of the classes.
 
         Returns:
-            The share of images that keep their class and that of other images that get it, both [K] on the CPU; None
-            if there is no image of these classes.
+            What was found; None if there is no image of these classes.
         """
         count = len(self._classes)
         # Members in the first row, others in the second: how many there are, and how many get the class.
         shown, hit = torch.zeros(2, count), torch.zeros(2, count)
         places = torch.arange(len(self._own), device=self._own.device)
         for batch in torch.split(places, BATCH):
-            for other in range(1 + OTHERS):
-                shift = 1 + (batch + number * OTHERS + other) % (count - 1) if other else 0
+            for other in range(1 + self._others):
+                shift = 1 + (batch + number * self._others + other) % (count - 1) if other else 0
                 rows = (self._own[batch] + shift) % count
                 pathway = Pathway(
                     self._classifier.taps,
@@ -86,4 +106,8 @@ class ClassValidation:
             return None
         everywhere = hit.sum(1, keepdim=True) / shown.sum(1, keepdim=True)
         kept, forced = (hit + POOLED * everywhere) / (shown + POOLED)
-        return kept, forced
+        # One image more of either kind, because a hundred that agree do not prove that all do.
+        count_all = shown.sum(1)
+        share = (hit.sum(1) + 1) / (count_all + 2)
+        kept_error, forced_error = (share * (1 - share) / count_all).sqrt().tolist()
+        return ValidatedMasks(kept, forced, kept_error, forced_error)

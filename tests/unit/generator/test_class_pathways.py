@@ -223,8 +223,8 @@ class TestResuming:
         resumed.load_state_dict(stored(interrupted))
         train(resumed, 120 - stop, stop)
         one, other = stored(whole), stored(resumed)
-        # Learned constants keep everything within these bounds; with zeros they are felt.
-        assert (float(one["search"]["slack"].max()) < 1) == (ablation is Ablation.ZERO)
+        # The search has had something to say, so that there is something to go on with.
+        assert float(one["search"]["slack"].max()) < 1
         for name in ("scores", "constants", "averaged", "importance"):
             assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True)), name
         for name, value in one["search"].items():

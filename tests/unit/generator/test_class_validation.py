@@ -28,8 +28,7 @@ def random_masks(seed: int, classes: int = CLASSES) -> Tensor:
 def test_finds_the_agreement_and_forcing_that_are_measured_after_a_fit(
     monkeypatch: pytest.MonkeyPatch, seed: int, learned: bool
 ) -> None:
-    # Every other class is tried, and no class is mixed with the others.
-    monkeypatch.setattr(class_validation, "OTHERS", CLASSES - 1)
+    # So few images are tried with every other class; and no class is mixed with the others.
     monkeypatch.setattr(class_validation, "POOLED", 0)
     classifier, mask = captured("decisive"), random_masks(seed)
     (shape,) = (tap.shape for tap in classifier.taps)
@@ -42,14 +41,16 @@ def test_finds_the_agreement_and_forcing_that_are_measured_after_a_fit(
         constant = replacement.select(torch.tensor([label]))
         pathway = Pathway(classifier.taps, (mask[label : label + 1],), Granularity.CHANNEL, constant)
         measured = measure_transfer(classifier, pathway, label, [held_out])
-        assert float(found[0][label]) == pytest.approx(measured.agreement)
-        assert float(found[1][label]) == pytest.approx(measured.forcing)
+        assert float(found.kept[label]) == pytest.approx(measured.agreement)
+        assert float(found.forced[label]) == pytest.approx(measured.forcing)
 
 
-def test_tries_other_classes_at_every_look() -> None:
+def test_tries_other_classes_at_every_look_where_not_all_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_validation, "TRIALS", 1)
+    monkeypatch.setattr(class_validation, "LEAST_OTHERS", 1)
     validation, mask = validation_of(list(range(CLASSES))), random_masks(5)
     looks = [validation.look(number, [mask], Replacement()) for number in range(3)]
-    forced = [found[1] for found in looks if found is not None]
+    forced = [found.forced for found in looks if found is not None]
     assert len(forced) == 3
     assert not all(torch.equal(forced[0], other) for other in forced[1:])
 
@@ -63,7 +64,7 @@ def test_leaves_out_images_of_classes_without_a_pathway(monkeypatch: pytest.Monk
     )
     assert some is not None
     assert all_images is not None
-    assert torch.equal(some[0], all_images[0])
+    assert torch.equal(some.kept, all_images.kept)
 
 
 def test_draws_a_class_of_few_images_to_the_others() -> None:
@@ -74,7 +75,7 @@ def test_draws_a_class_of_few_images_to_the_others() -> None:
     mask[2] = False
     found = validation_of(list(range(CLASSES)), few).look(0, [mask], Replacement())
     assert found is not None
-    kept = found[0]
+    kept = found.kept
     assert 0.9 < float(kept[2]) < float(kept[[0, 1, 3]].min())
 
 
@@ -82,3 +83,14 @@ def test_tells_nothing_without_an_image_of_its_classes() -> None:
     predicted = captured("decisive")(IMAGES).argmax(1)
     validation = validation_of([0, 1], IMAGES[predicted > 1])
     assert validation.look(0, [random_masks(0, 2)], Replacement()) is None
+
+
+def test_trusts_few_images_less() -> None:
+    masks = [random_masks(1)]
+    few, many = (
+        validation_of(list(range(CLASSES)), images).look(0, masks, Replacement()) for images in (IMAGES[:20], IMAGES)
+    )
+    assert few is not None
+    assert many is not None
+    assert few.kept_error > many.kept_error > 0
+    assert few.forced_error > many.forced_error > 0
