@@ -121,7 +121,7 @@ class TestTraining:
 
 class TestResuming:
     @pytest.mark.parametrize("agreement", [None, 0.9])
-    # At the beginning, before and after the first look at the watched images, and before the last step.
+    # At the beginning, before and after the first look at the validation images, and before the last step.
     @pytest.mark.parametrize("stop", [0, 1, 24, 27, 59])
     def test_gives_bitwise_what_an_uninterrupted_training_gives(self, stop: int, agreement: float | None) -> None:
         whole, interrupted = training_of(60, agreement=agreement), training_of(60, agreement=agreement)
