@@ -18,9 +18,11 @@ from google.protobuf.message import DecodeError
 
 from pathlens.bundle.store import load_bundle
 from pathlens.errors import DeadlineExceededError, InvalidRequestError, PathlensError
-from pathlens.explainer import Explainer
+from pathlens.explainer import DecodingLimits, Explainer
+from pathlens.explainer.memory import keep_freed_memory
 from pathlens.explanation import ExplanationRequest, ExplanationResult
 from pathlens.wire.internal.v1 import worker_pb2
+from pathlens.wire.log_line import log_context, write_log_lines
 from pathlens.wire.models import class_pathway_response, model_to_message
 from pathlens.wire.requests import request_from_explain, request_from_predict
 from pathlens.wire.responses import duration, explain_response, predict_response
@@ -46,22 +48,37 @@ _SHARE_OF_TIME = 0.8
 """Of the time after which TorchServe kills a worker, how much one batch may take before its work ends in an error."""
 
 
+_WARM_SECONDS = 2.0
+"""How much longer a worker may take to load so that its first explanations take less time."""
+
+
 # TorchServe wants exactly one class in this module.
 class PathlensHandler:
     """Answers TorchServe batches with one explainer."""
 
     def initialize(self, context: Any) -> None:
         """Load the bundle that lies beside this file in the model archive."""
+        if (level := os.environ.get("PATHLENS_LOG_LEVEL")) is not None:
+            # The gateway that has started this worker makes records of these lines again.
+            write_log_lines(int(level), "pathlens", __name__)
+            # TorchServe's own two lines for each request, which its JVM reads and parses and nobody asks for.
+            for logger in (logging.getLogger(), logging.getLogger("ts")):
+                logger.setLevel(logging.WARNING)
+        keep_freed_memory()
         properties = context.system_properties
         gpu = properties.get("gpu_id")
         bundle = load_bundle(Path(properties["model_dir"]) / "bundle")
         version = context.manifest["model"]["modelVersion"]
-        self._explainer = bundle.explainer("cpu" if gpu is None else f"cuda:{gpu}", version)
+        limits = DecodingLimits(seconds=float(os.environ.get("PATHLENS_DECODE_SECONDS", "5")))
+        slice_bytes = int(os.environ.get("PATHLENS_SLICE_MEBIBYTES", "256")) * 2**20
+        self._explainer = bundle.explainer("cpu" if gpu is None else f"cuda:{gpu}", version, limits, slice_bytes)
+        self._explainer.warm(_WARM_SECONDS)
         self._seconds = _SHARE_OF_TIME * float(os.environ.get("PATHLENS_RESPONSE_TIMEOUT", "120"))
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer one TorchServe batch: one reply per row, whatever the row holds."""
         started = time.perf_counter()
+        log_context.set({})
         requests: list[ExplanationRequest] = []
         encoders = [_decode(row, self._explainer, requests, started) for row in data]
         latest = time.time() + self._seconds
@@ -75,7 +92,19 @@ class PathlensHandler:
             if status != 200:
                 context.set_response_status(code=status, idx=index)
             replies.append(content)
+        _logger.debug("Answered %d requests in %.6f s", len(data), time.perf_counter() - started)
         return replies
+
+
+def _log_with(calls: Sequence[worker_pb2.WorkerCall]) -> None:
+    """Let everything that is logged until the next batch carry the ids of the calls that it answers."""
+    known = log_context.get()
+    ids = dict.fromkeys(filter(None, str(known.get("request_id", "")).split(",")))
+    ids |= dict.fromkeys(call.request_id for call in calls if call.request_id)
+    items = {call.item for call in calls}
+    if ids:
+        item = items.pop() if len(ids) == len(items) == 1 else 0
+        log_context.set({"request_id": ",".join(ids), **({"item": item} if item else {})})
 
 
 def _decode(row: dict[str, Any], explainer: Explainer, requests: list[ExplanationRequest], started: float) -> Encoder:
@@ -110,13 +139,13 @@ def _decode_worker_request(
         if not isinstance(data, bytes | bytearray):
             raise DecodeError("TorchServe made text or JSON of it, as the content type said")
         message = worker_pb2.WorkerRequest.FromString(bytes(data))
-        deadline = message.deadline.ToNanoseconds() / 1e9 if message.HasField("deadline") else None
+        _log_with(message.calls)
     except (DecodeError, ValueError):
         error = InvalidRequestError("The input 'pathlens' is not a WorkerRequest.", reason="REQUEST_UNDECODABLE")
         reply = worker_pb2.WorkerReply(status=status_from_error(error))
         content = worker_pb2.WorkerResponse(replies=[reply]).SerializeToString()
         return lambda _: (content, _BINARY, 200)
-    encoders = [_decode_call(call, explainer, requests, deadline) for call in message.calls]
+    encoders = [_decode_call(call, explainer, requests) for call in message.calls]
 
     def encode(answers: Sequence[Answer]) -> Reply:
         encoding_started = time.perf_counter()
@@ -127,17 +156,20 @@ def _decode_worker_request(
                 timings = reply.explain.timings
                 timings.encode.FromNanoseconds(timings.encode.ToNanoseconds() + round(encoding * 1e9))
         response = worker_pb2.WorkerResponse(replies=_fitted(replies, message.max_response_bytes))
-        response.handler_time.CopyFrom(duration(time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        response.handler_time.CopyFrom(duration(seconds))
+        response.handler_start.FromNanoseconds(time.time_ns() - round(seconds * 1e9))
         return response.SerializeToString(), _BINARY, 200
 
     return encode
 
 
 def _decode_call(
-    call: worker_pb2.WorkerCall, explainer: Explainer, requests: list[ExplanationRequest], deadline: float | None
+    call: worker_pb2.WorkerCall, explainer: Explainer, requests: list[ExplanationRequest]
 ) -> Callable[[Sequence[Answer]], worker_pb2.WorkerReply]:
     kind = call.WhichOneof("call")
     try:
+        deadline = call.deadline.ToNanoseconds() / 1e9 if call.HasField("deadline") else None
         if deadline is not None and time.time() > deadline:
             raise DeadlineExceededError("The deadline passed while the request waited for the worker.")
         if kind == "get_model":

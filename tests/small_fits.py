@@ -16,9 +16,10 @@ from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.description import ClassPathwaySelection
 from pathlens.explanation import PathwaySource
-from pathlens.fitting.fit import FitSubject, fit
+from pathlens.fitting.fit import fit
 from pathlens.fitting.progress import FitProgress, Silence, Stage
 from pathlens.fitting.settings import FitSettings
+from pathlens.fitting.subject import FitSubject
 from small_networks import CLASSES, captured
 
 PREPROCESSING = Preprocessing(8, 8, mean=(0.5,) * 3, std=(0.1,) * 3)
@@ -37,8 +38,8 @@ TRAINED = FitSettings(
 WAYS = {"by frequency": BY_FREQUENCY, "trained": TRAINED}
 
 
-def npz(path: Path, count: int = COUNT) -> ImageSource:
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+def npz(path: Path, count: int = COUNT, seed: int = 0) -> ImageSource:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     np.savez(path, images=pixels)
     return ImageSource(path)
 
@@ -59,9 +60,12 @@ def inputs(source: ImageSource, positions: list[int]) -> Tensor:
     return torch.stack([torch.from_numpy(PREPROCESSING.apply(pixels)) for _, pixels in source.select(positions)])
 
 
-def subject_of(source: ImageSource, classifier: CapturedClassifier | None = None) -> FitSubject:
+def subject_of(
+    source: ImageSource, classifier: CapturedClassifier | None = None, held_out_images: ImageSource | None = None
+) -> FitSubject:
     classifier = classifier or captured("decisive")
-    return FitSubject(classifier, PREPROCESSING, LABELS[: classifier.classes], source)
+    labels = LABELS[: classifier.classes]
+    return FitSubject(classifier, PREPROCESSING, labels, source, held_out_images=held_out_images)
 
 
 def fitted(
@@ -70,10 +74,12 @@ def fitted(
     settings: FitSettings = BY_FREQUENCY,
     progress: FitProgress | None = None,
     restart: bool = False,
+    held_out_images: ImageSource | None = None,
     **changes: object,
 ) -> Bundle:
     settings = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
-    bundle = fit(subject_of(source), settings, unfinished, progress or Silence(), restart=restart)
+    subject = subject_of(source, held_out_images=held_out_images)
+    bundle = fit(subject, settings, unfinished, progress or Silence(), restart=restart)
     assert bundle is not None
     return bundle
 

@@ -1,5 +1,7 @@
 """A tiny convolutional classifier with a bank of class pathways and a generator, and pictures to send to it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 
@@ -17,12 +19,15 @@ from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.description import ClassPathwaySelection, ClassPathwayStatistics, MaskFigures, TransferFigures
 from pathlens.explainer import Explainer
+from pathlens.explainer.backend import Backend
 from pathlens.explanation import Ablation, Granularity, PathwaySource, ServedModel
 from pathlens.generator.generator import PathwayGenerator
 from pathlens.pathways.bank import ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import neuron_mct
 from pathlens.pathways.pathway import ZERO
+from pathlens.pathways.reference import TRACKED, ReferenceDistribution
 from pathlens.pathways.replacement import Replacement
+from pathlens.slicing.cache import DEFAULT_BYTES
 
 LABELS = ("ant", "bee", "cow", "cow", "eel")
 """Two classes share a label, as ImageNet's cranes do."""
@@ -34,6 +39,10 @@ INPUT_SHAPE = (3, 8, 8)
 PREPROCESSING = Preprocessing(8, 8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), resize_shorter_side=9)
 INSTANCE_SPARSITY = 0.5
 SERVED = ServedModel("tiny", "1.0", "0" * 64)
+
+BackendOf = Callable[[Granularity, Ablation], Backend | None]
+"""Makes what computes for the tiny bundle of a granularity and an ablation; None is PyTorch."""
+_backends: list[BackendOf] = [lambda *_: None]
 
 
 class TinyNetwork(nn.Module):
@@ -120,10 +129,13 @@ def tiny_bundle(
             settings={"threshold": 0.5, "source": "neuron_mct", "epochs": None, "layers": [1, 2]},
         ),
         generator=_generator(classifier, granularity),
+        reference={source: tiny_reference(source) for source in TRACKED},
     )
 
 
-def tiny_explainer(granularity: Granularity = Granularity.CHANNEL, ablation: Ablation = Ablation.ZERO) -> Explainer:
+def tiny_explainer(
+    granularity: Granularity = Granularity.CHANNEL, ablation: Ablation = Ablation.ZERO, slice_bytes: int = DEFAULT_BYTES
+) -> Explainer:
     """Make a new explainer of the tiny bundle."""
     bundle = tiny_bundle(granularity, ablation=ablation)
     return Explainer(
@@ -134,6 +146,26 @@ def tiny_explainer(granularity: Granularity = Granularity.CHANNEL, ablation: Abl
         bundle.instance_sparsity,
         SERVED,
         generator=bundle.generator,
+        reference=bundle.reference,
+        backend=_backends[-1](granularity, ablation),
+        slice_bytes=slice_bytes,
+    )
+
+
+@contextmanager
+def computing_with(backend_of: BackendOf) -> Iterator[None]:
+    """Let explainers that are made inside compute with something else."""
+    _backends.append(backend_of)
+    yield
+    _backends.pop()
+
+
+def tiny_reference(source: PathwaySource) -> ReferenceDistribution:
+    """Make up what a fit saw of a source: 40 images of each class, but of class 3 ten."""
+    draw = np.random.default_rng(5)
+    classes = np.repeat(np.arange(WITHOUT_PATHWAY, dtype=np.int32), (40, 40, 40, 10))
+    return ReferenceDistribution(
+        source, classes, {statistic: draw.random(len(classes), dtype=np.float32) for statistic in TRACKED[source]}
     )
 
 

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from pathlens.attribution.pathway_gradient import pathway_gradient
     from pathlens.bundle.store import load_bundle
     from pathlens.classifier.capture import capture
-    from pathlens.client.client import Client
+    from pathlens.client import AsyncClient, Client, Connection, RetryPolicy, TransportSecurity
     from pathlens.pathways.confidence_selection import select_by_confidence
     from pathlens.pathways.neuron_intgrad import neuron_intgrad
     from pathlens.pathways.neuron_mct import neuron_mct
 
 _HOMES = {
-    "Client": "pathlens.client.client",
+    "AsyncClient": "pathlens.client",
+    "Client": "pathlens.client",
+    "Connection": "pathlens.client",
+    "RetryPolicy": "pathlens.client",
+    "TransportSecurity": "pathlens.client",
     "capture": "pathlens.classifier.capture",
     "linearity_error": "pathlens.attribution.linearity",
     "load_bundle": "pathlens.bundle.store",
@@ -30,7 +34,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
     "Client",
+    "Connection",
+    "RetryPolicy",
+    "TransportSecurity",
     "__version__",
     "capture",
     "linearity_error",

@@ -7,12 +7,15 @@ PathlensError
 ├── ResourceExhaustedError    RESOURCE_EXHAUSTED   queue full, memory full, message over a limit
 ├── UnavailableError          UNAVAILABLE          the worker is restarting; try again
 ├── DeadlineExceededError     DEADLINE_EXCEEDED    the caller's time ran out
+├── UnauthenticatedError      UNAUTHENTICATED      the caller sent no valid token
 ├── InternalError             INTERNAL             a defect of ours
 ├── CaptureError              -                    a classifier cannot be captured
+├── ExportError               -                    an explanation cannot be written as an ONNX graph
 ├── BundleError               -                    a bundle or archive is damaged, foreign or of another version
 ├── ImagesError               -                    images or labels given to a command cannot be used
 ├── FitError                  -                    fitting cannot go on with what it was given
 ├── EvaluationError           -                    an evaluation cannot go on with what it was given
+├── ExplainerFileError        -                    an exported explainer is damaged, foreign or of another bundle
 └── ServerStartError          -                    TorchServe or the gateway did not come up
 
 The classes marked "-" are raised by the library and the command line and never cross the wire. This module imports
@@ -97,6 +100,13 @@ class DeadlineExceededError(PathlensError):
     default_reason = "DEADLINE_EXCEEDED"
 
 
+class UnauthenticatedError(PathlensError):
+    """The caller did not prove who it is."""
+
+    code = "UNAUTHENTICATED"
+    default_reason = "UNAUTHENTICATED"
+
+
 class InternalError(PathlensError):
     """A defect of the service; the details are in its log and not in the message."""
 
@@ -105,6 +115,12 @@ class CaptureError(PathlensError):
     """A classifier cannot be captured; the message names the construct and the remedy."""
 
     default_reason = "CAPTURE_FAILED"
+
+
+class ExportError(PathlensError):
+    """An explanation cannot be written as an ONNX graph; the message names the operator or the limit."""
+
+    default_reason = "EXPORT_FAILED"
 
 
 class BundleError(PathlensError):
@@ -129,6 +145,12 @@ class EvaluationError(PathlensError):
     """An evaluation cannot go on with the bundle, the images or the settings it was given."""
 
     default_reason = "EVALUATION_FAILED"
+
+
+class ExplainerFileError(PathlensError):
+    """An exported explainer is damaged, is none, or does not belong to the bundle it is compared with."""
+
+    default_reason = "EXPLAINER_INVALID"
 
 
 class ServerStartError(PathlensError):

@@ -6,6 +6,7 @@ The explainer computes these objects, `pathlens.wire` carries them, the client r
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -178,19 +179,24 @@ class TapMask:
 
     Attributes:
         tap: Name of the tap.
-        mask: bool [C] for channels, the tap's own shape for units.
+        mask: bool [C] for channels, the tap's own shape for units; not to be written to.
     """
 
     tap: str
     mask: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def kept(self) -> int:
         """Number of neurons kept at this tap."""
-        return int(self.mask.sum())
+        return int(np.count_nonzero(self.mask))
 
     def pack(self) -> bytes:
         """Pack the mask in row-major order; the first neuron of a byte is its least significant bit."""
+        return self._packed
+
+    @cached_property
+    def _packed(self) -> bytes:
+        # The masks of a stored pathway are sent again and again.
         return np.packbits(self.mask.reshape(-1), bitorder="little").tobytes()
 
     @classmethod
@@ -242,6 +248,29 @@ class Linearity:
     relative_error: float
 
 
+@dataclass(frozen=True)
+class Typicality:
+    """How typical an explanation is: its percentile ranks, in (0, 1), among those of held-out images of the fit.
+
+    Over images like those, every rank is uniformly distributed. An image among equals gets a rank drawn from theirs,
+    always the same one for the same image.
+
+    Attributes:
+        sparsity_rank: Of the sparsity; None where all pathways of the source have the same.
+        class_pathway_iou_rank: Of the overlap with the stored pathway of the class; None without one, and for that
+            pathway itself.
+        confidence_drop_rank: Of (p - q) / p, the drop in confidence before a gain is cut off; None without the
+            faithfulness check.
+        class_images: Held-out images of the predicted class that the explanation is compared with; 0 where there were
+            too few, and it is compared with those of all classes.
+    """
+
+    sparsity_rank: float | None = None
+    class_pathway_iou_rank: float | None = None
+    confidence_drop_rank: float | None = None
+    class_images: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Why the classifier sees the target class: the pathway and the map.
@@ -261,6 +290,8 @@ class Explanation:
         overlay_png: Empty unless asked for.
         top_neurons: Highest magnitude first; empty unless asked for.
         linearity: None unless asked for.
+        typicality: None for other classes than the predicted one, for other sources, sparsities and granularities than
+            the fit measured, and where the fit had too few images to hold out.
     """
 
     target: Prediction
@@ -276,6 +307,7 @@ class Explanation:
     overlay_png: bytes = b""
     top_neurons: tuple[NeuronContribution, ...] = ()
     linearity: Linearity | None = None
+    typicality: Typicality | None = None
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def digits_bundle(digits: Path) -> Path:
     run_pathlens(
         *("fit", "--classifier", "pathlens.demo.digits:DigitsClassifier"),
         *("--weights", digits / "classifier.safetensors", "--images", digits / "images"),
+        *("--held-out-images", digits / "validation"),
         *("--size", "8", "--colour", "grey", "--name", "digits", "--out", bundle),
         *("--ablation", "mean", "--class-steps", "400", "--generator-steps", "300"),
     )

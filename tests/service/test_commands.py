@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from drift_statistic import is_drift, ranks_of
+from local.breakage import Breakage
+from pathlens.bundle.store import Bundle, load_bundle
 from pathlens.client import Client
 from pathlens.errors import UnavailableError
+from pathlens.explanation import ExplanationOptions, Output, PathwaySource
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -46,6 +51,14 @@ def our_processes() -> list[int]:
     return found
 
 
+def works_below(process: int, temporary: str) -> bool:
+    """Whether a process of TorchServe has its temporary files in a folder."""
+    try:
+        return psutil.Process(process).environ().get("TEMP", "").startswith(temporary)
+    except psutil.Error:
+        return False
+
+
 @pytest.fixture(scope="module")
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which the demonstration has run, and what it printed."""
@@ -70,6 +83,37 @@ def test_a_second_demonstration_reuses_what_was_built(demonstrated: tuple[Path, 
     assert "pathlens fit" in demonstrated[1]
     assert "pathlens fit" not in run(demonstrated[0], sys.executable, "-m", "pathlens.demo")
     assert (bundle.stat().st_mtime_ns, archive.read_bytes()) == before
+
+
+@pytest.fixture(scope="module")
+def demonstrated_bundle(demonstrated: tuple[Path, str]) -> Bundle:
+    return load_bundle(demonstrated[0] / "build/digits/bundle")
+
+
+def test_the_digits_that_train_the_classifier_build_and_others_are_held_out(
+    demonstrated: tuple[Path, str], demonstrated_bundle: Bundle
+) -> None:
+    folder, fit = demonstrated[0] / "build/digits", demonstrated_bundle.fit
+    counts = {name: len(list((folder / name).rglob("*.png"))) for name in ("images", "validation", "held-out")}
+    assert counts == {"images": fit.images, "validation": fit.held_out_images, "held-out": 364}
+    assert sum(counts.values()) == 1797
+
+
+@pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.GENERATED])
+def test_digits_to_explain_raise_no_alert_of_drift_and_their_noisy_negatives_do(
+    source: PathwaySource, demonstrated: tuple[Path, str], demonstrated_bundle: Bundle
+) -> None:
+    clean = [path.read_bytes() for path in sorted((demonstrated[0] / "build/digits/held-out").rglob("*.png"))]
+    assert not alerts(demonstrated_bundle, source, clean)
+    assert "confidence_drop" in alerts(demonstrated_bundle, source, [Breakage.DRIFT.spoil(image) for image in clean])
+
+
+def alerts(bundle: Bundle, source: PathwaySource, images: list[bytes]) -> set[str]:
+    """Tell the statistics whose ranks would raise the alert."""
+    options = ExplanationOptions(source=source, outputs=frozenset({Output.FAITHFULNESS}))
+    ranks = ranks_of(result.explanations[0] for result in bundle.explainer().explain(images, options))
+    assert all(len(values) == len(images) for values in ranks.values())
+    return {statistic for statistic, values in ranks.items() if is_drift(values)}
 
 
 def readme_commands(heading: str = "Bring your own classifier") -> list[str]:
@@ -155,20 +199,20 @@ def test_serving_an_empty_store_names_the_remedy(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_names_itself_and_leaves_nothing_running(serving: Serving, demonstrated: tuple[Path, str]) -> None:
-    before = set(our_processes())
     port = serving.address.rsplit(":", 1)[1]
-    command = subprocess.run(
-        ["pathlens", "serve", "model_store/digits.mar", "--port", port, "--metrics-port", "0"],
-        cwd=demonstrated[0],
-        env=environment(),
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert command.returncode == 1
-    assert port in command.stderr
-    assert set(our_processes()) <= before
+    with tempfile.TemporaryDirectory() as temporary:
+        command = subprocess.run(
+            ["pathlens", "serve", "model_store/digits.mar", "--port", port, "--metrics-port", "0"],
+            cwd=demonstrated[0],
+            env=environment() | {"TMPDIR": temporary},
+            text=True,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        assert command.returncode == 1
+        assert port in command.stderr
+        assert not [process for process in our_processes() if works_below(process, temporary)]
 
 
 def readme_programs() -> list[str]:

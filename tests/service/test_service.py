@@ -147,13 +147,19 @@ def scrape(served: Served) -> dict[str, float]:
 def test_metrics_count_requests_stages_and_pathways(served: Served, digits: Path) -> None:
     before = scrape(served)
     with served.client() as client:
-        client.explain(digit(digits), ExplanationOptions(source=PathwaySource.NEURON_MCT))
+        explained = client.explain(digit(digits), ExplanationOptions(source=PathwaySource.NEURON_MCT))
     after = scrape(served)
-    source = "[('model', 'digits'), ('source', 'neuron_mct')]"
+    version = "('model', 'digits'), ('version', '1.0')"
+    label = explained.explanations[0].target.label
+    source = f"[('class', '{label}'), ('model', 'digits'), ('source', 'neuron_mct'), ('version', '1.0')]"
     grown = {
-        "pathlens_requests_total[('code', 'OK'), ('method', 'Explain')]",
-        "pathlens_request_duration_seconds_count[('method', 'Explain')]",
-        *(f"pathlens_stage_duration_seconds_count[('model', 'digits'), ('stage', '{stage}')]" for stage in STAGES),
+        f"pathlens_requests_total[('code', 'OK'), ('method', 'Explain'), {version}]",
+        "pathlens_request_duration_seconds_count"
+        "[('method', 'Explain'), ('model', 'digits'), ('source', 'neuron_mct'), ('version', '1.0')]",
+        *(
+            f"pathlens_stage_duration_seconds_count[('model', 'digits'), ('stage', '{stage}'), ('version', '1.0')]"
+            for stage in STAGES
+        ),
         f"pathlens_pathway_sparsity_ratio_count{source}",
         f"pathlens_class_pathway_iou_ratio_count{source}",
         f"pathlens_confidence_drop_ratio_count{source}",
@@ -162,6 +168,17 @@ def test_metrics_count_requests_stages_and_pathways(served: Served, digits: Path
         assert after[name] == before.get(name, 0) + 1, name
     assert after["pathlens_inflight[('method', 'Explain')]"] == 0
     assert [value for name, value in after.items() if name.startswith("pathlens_build_info")] == [1]
+
+
+def test_the_rank_of_an_explanation_is_answered_and_counted(served: Served, digits: Path) -> None:
+    before = scrape(served)
+    with served.client() as client:
+        (explanation,) = client.explain(digit(digits)).explanations
+    assert explanation.typicality is not None
+    assert explanation.typicality.confidence_drop_rank is not None
+    grown = {name for name, value in scrape(served).items() if value != before.get(name) and "rank_ratio_count" in name}
+    (name,) = grown
+    assert "('source', 'transferred'), ('statistic', 'confidence_drop'), ('version', '1.0')" in name
 
 
 def rest(served: Served, body: bytes) -> tuple[int, object]:
@@ -241,11 +258,6 @@ def test_clients_of_several_threads_get_their_own_answers(served: Served, digits
 def test_a_client_can_be_made_without_naming_the_only_model(served: Served) -> None:
     with Client(served.service.address) as client:
         assert client.list_models()
-
-
-def test_a_missing_file_in_a_stream_is_the_callers_own_error(served: Served, digits: Path) -> None:
-    with served.client() as client, pytest.raises(FileNotFoundError):
-        list(client.stream_explain([digit(digits), Path("no-such-image.png")]))
 
 
 def test_an_option_that_no_message_can_hold_is_named(served: Served, digits: Path) -> None:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from pathlens.errors import BundleError, ServerStartError
+from pathlens.model_version import ModelVersion
 from pathlens.torchserve import TorchServe, TorchServeSettings, process
 from pathlens.torchserve.instance import InstanceFolder, free_ports
 from pathlens.wire.internal.v1.torchserve_pb2 import (
@@ -44,6 +45,9 @@ class Echo:
             return str(os.getpid()).encode()
         if data == b"environment":
             return json.dumps(dict(os.environ)).encode()
+        if data == b"library":
+            import library
+            return library.ORIGIN.encode()
         if data.startswith(b"sleep "):
             time.sleep(float(data[6:]))
             return b"slept"
@@ -94,9 +98,9 @@ def predict(server: TorchServe, model: str, data: bytes, timeout: float = 60) ->
     return reply.prediction
 
 
-def canary_of(server: TorchServe) -> Callable[[str], None]:
-    def canary(model: str) -> None:
-        assert predict(server, model, b"canary") == b"canary"
+def canary_of(server: TorchServe) -> Callable[[ModelVersion], None]:
+    def canary(version: ModelVersion) -> None:
+        assert predict(server, version.name, b"canary") == b"canary"
 
     return canary
 
@@ -146,7 +150,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(echo: Path, other: Path) -> Iterator[TorchServe]:
+def server(echo: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """One TorchServe with two models for all tests that leave it as it is, started in a hostile environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAVA_TOOL_OPTIONS", "-XX:NoSuchOption")
@@ -154,6 +158,10 @@ def server(echo: Path, other: Path) -> Iterator[TorchServe]:
         for name in ("http_proxy", "https_proxy", "grpc_proxy"):
             patch.setenv(name, "http://127.0.0.1:9")
         patch.setenv("PATHLENS_TEST", "reaches the worker")
+        other_handler = tmp_path_factory.mktemp("other_handler")
+        (other_handler / "handler.py").write_text(BROKEN.format(statement="raise ValueError('not of the archive')"))
+        (other_handler / "library.py").write_text("ORIGIN = 'the environment'")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(other_handler), os.environ.get("PYTHONPATH", "")]))
         with TorchServe(TorchServeSettings(archives=(echo, other))) as server:
             server.wait_until_ready(canary_of(server), timeout=STARTED_SECONDS)
             yield server
@@ -233,6 +241,12 @@ def test_the_workers_environment_holds_what_is_passed_on_and_nothing_else(server
     assert environment.keys().isdisjoint({"JAVA_TOOL_OPTIONS", "TS_CONFIG_FILE", "http_proxy", "https_proxy"})
 
 
+def test_the_archives_handler_goes_before_one_on_the_pythonpath_from_which_libraries_come(server: TorchServe) -> None:
+    # The handler there would not even load.
+    assert predict(server, "echo", b"hello") == b"hello"
+    assert predict(server, "echo", b"library") == b"the environment"
+
+
 def test_the_clients_text_is_in_no_file(server: TorchServe) -> None:
     predict(server, "echo", b"confidential")
     with pytest.raises(grpc.RpcError):
@@ -273,14 +287,17 @@ def test_starting_what_runs_changes_nothing(server: TorchServe) -> None:
 def test_waiting_tells_its_progress(server: TorchServe) -> None:
     heard: list[str] = []
     server.wait_until_ready(canary_of(server), progress=heard.append)
-    assert heard == ["loading echo", "echo is ready", "loading other-model.v2", "other-model.v2 is ready"]
+    assert heard == [
+        *("loading echo 1.0", "echo 1.0 is ready"),
+        *("loading other-model.v2 1.0", "other-model.v2 1.0 is ready"),
+    ]
 
 
 def test_a_canary_that_keeps_failing_ends_the_wait_with_its_reason(server: TorchServe) -> None:
-    def canary(model: str) -> None:
+    def canary(_version: ModelVersion) -> None:
         raise ValueError("the logits are NaN")
 
-    with pytest.raises(ServerStartError, match=r"echo has loaded, but a prediction failed: the logits are NaN"):
+    with pytest.raises(ServerStartError, match=r"echo 1.0 has loaded, but a prediction failed: the logits are NaN"):
         server.wait_until_ready(canary)
 
 
@@ -334,7 +351,7 @@ def test_stopping_ends_the_busy_worker_of_a_jvm_that_was_killed(fresh: TorchServ
 
 
 def test_a_jvm_that_ends_while_it_is_waited_for_is_reported_at_once(fresh: TorchServe) -> None:
-    def canary(model: str) -> None:
+    def canary(_version: ModelVersion) -> None:
         os.kill(fresh.pid, signal.SIGKILL)
         raise ConnectionError
 
@@ -377,7 +394,7 @@ def test_a_taken_port_makes_it_start_on_others(echo: Path, monkeypatch: pytest.M
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = free_ports()
         offers = [replace(ports, inference=taken.getsockname()[1]), free_ports()]
-        monkeypatch.setattr(process, "free_ports", lambda: offers.pop(0))
+        monkeypatch.setattr(process, "free_ports", lambda *_: offers.pop(0))
         expected = f"127.0.0.1:{offers[1].inference}"
         server = TorchServe(TorchServeSettings(archives=(echo,)))
         try:
@@ -391,6 +408,7 @@ def test_nothing_remains_when_our_own_process_is_killed(echo: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
+from pathlens.model_version import ModelVersion
 from pathlens.torchserve import TorchServe, TorchServeSettings
 server = TorchServe(TorchServeSettings(archives=(Path({str(echo)!r}),)))
 server.start()
@@ -405,6 +423,17 @@ time.sleep(600)
         finally:
             owner.kill()
     wait_until(lambda: all_gone(family) and not Path(folder).exists())
+
+
+def test_a_start_and_a_restart_wait_for_each_model_as_long_as_the_settings_say(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "slow.mar", "slow", BROKEN.format(statement="import time; time.sleep(600)"))
+    server = TorchServe(TorchServeSettings(archives=(archive,), load_timeout_seconds=2))
+    with server:
+        for _ in range(2):
+            with pytest.raises(ServerStartError, match="is not ready after 2 s"):
+                server.wait_until_ready(canary_of(server))
+            server.end(drain_seconds=0)
+            server.start()
 
 
 @pytest.mark.parametrize(
@@ -422,7 +451,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_soon_and_with_its_reason(
     archive = make_archive(tmp_path / "broken.mar", "broken", BROKEN.format(statement=statement))
     with TorchServe(TorchServeSettings(archives=(archive,))) as server:
         begin = time.monotonic()
-        with pytest.raises(ServerStartError, match="The model broken cannot be loaded") as caught:
+        with pytest.raises(ServerStartError, match=r"The model broken 1\.0 cannot be loaded") as caught:
             server.wait_until_ready(canary_of(server), timeout=280)
         assert time.monotonic() - begin < STARTED_SECONDS
         assert quoted in caught.value.message
@@ -451,7 +480,7 @@ def test_an_archive_with_a_damaged_member_is_reported_with_javas_reason(tmp_path
     server = TorchServe(TorchServeSettings(archives=(archive,)))
     try:
         server.start()
-        with pytest.raises(ServerStartError, match=r"(?s)bent was refused by TorchServe.*invalid entry CRC"):
+        with pytest.raises(ServerStartError, match=r"(?s)bent 1.0 was refused by TorchServe.*invalid entry CRC"):
             server.wait_until_ready(canary_of(server))
     finally:
         server.stop(drain_seconds=0)
@@ -495,11 +524,6 @@ def test_two_archives_with_one_model_name_are_refused(tmp_path: Path) -> None:
     archives = (make_archive(tmp_path / "a.mar", "twin"), make_archive(tmp_path / "b.mar", "twin"))
     with pytest.raises(ServerStartError, match="2 archives hold a model named 'twin'"):
         TorchServe(TorchServeSettings(archives=archives))
-
-
-def test_no_archives_are_refused() -> None:
-    with pytest.raises(ServerStartError, match="archives is empty"):
-        TorchServeSettings(archives=())
 
 
 @pytest.mark.parametrize("setting", ["workers", "job_queue_size", "response_timeout_seconds", "heap_megabytes"])
@@ -549,7 +573,7 @@ def test_the_address_of_what_was_not_started_is_refused(echo: Path) -> None:
 
 def test_a_long_temporary_folder_is_left_for_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 20)))
-    folder = InstanceFolder()
+    folder = InstanceFolder(tmp_path)
     try:
         assert len(str(folder.path)) < 60
     finally:

@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from pathlens.gateway.metrics import Metrics
+from pathlens.torchserve import TorchServe, TorchServeCollector, TorchServeSettings
+from unit.torchserve.test_served_models import archive
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "service" / "pathlens").rglob("*.py"), *(ROOT / "handlers").glob("*.py")]
@@ -22,7 +26,15 @@ def test_every_reason_of_an_error_is_documented() -> None:
     assert reasons - defaults <= documented
 
 
-def test_every_metric_is_documented() -> None:
-    exposed = {family.name for family in Metrics().registry.collect() if family.name.startswith("pathlens_")}
+def test_every_metric_is_documented(tmp_path: Path) -> None:
+    metrics = Metrics()
+    metrics.certificate_ends(lambda: 0.0)
+    registries = metrics.registry, CollectorRegistry()
+    registries[1].register(
+        TorchServeCollector(TorchServe(TorchServeSettings(archives=(archive(tmp_path / "x.mar", "x"),))))
+    )
+    exposed = {
+        family.name for registry in registries for family in registry.collect() if family.name.startswith("pathlens_")
+    }
     documented = set(re.findall(r"`(pathlens_\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     assert exposed == {name.removesuffix("_total") for name in documented}

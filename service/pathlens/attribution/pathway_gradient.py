@@ -66,4 +66,5 @@ def run_pathway(
     contributions = None
     if with_contributions:
         contributions = first_order(classifier.taps, trace.activations, tap_gradients, pathway.granularity)
-    return PathwayRun(trace.logits.detach(), gradient, contributions)
+    # The gradient has the layout of the last convolution's weights.
+    return PathwayRun(trace.logits.detach(), gradient.contiguous(), contributions)

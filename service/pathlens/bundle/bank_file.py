@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from pathlens.bundle.manifest import BankPart, ClassPathwayPart, MaskFiguresPart
-from pathlens.bundle.stamped import read_stamped, stamped_bytes
+from pathlens.bundle.stamped import fitting_the_classifier, read_stamped, stamped_bytes
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.taps import Tap
 from pathlens.description import ClassPathwaySelection, ClassPathwayStatistics, MaskFigures, TransferFigures
-from pathlens.errors import BundleError
 from pathlens.explanation import Ablation, PathwaySource
 from pathlens.pathways.bank import ClassCounts, ClassPathwayBank
 from pathlens.pathways.replacement import Replacement
@@ -93,10 +92,8 @@ def read_bank(path: Path, part: BankPart, classifier: CapturedClassifier) -> Cla
         BundleError: If it is damaged or belongs to another classifier.
     """
     tensors = read_stamped(path, classifier.fingerprint)
-    try:
+    with fitting_the_classifier(path):
         return _bank(tensors, part, classifier)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} does not fit the classifier: {error}") from error
 
 
 def _bank(tensors: dict[str, Tensor], part: BankPart, classifier: CapturedClassifier) -> ClassPathwayBank:

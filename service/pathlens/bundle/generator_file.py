@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pathlens.bundle.manifest import GeneratorPart
-from pathlens.bundle.stamped import read_stamped, stamped_bytes
+from pathlens.bundle.stamped import fitting_the_classifier, read_stamped, stamped_bytes
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.errors import BundleError
 from pathlens.generator.generator import PathwayGenerator
@@ -31,10 +31,8 @@ def read_generator(path: Path, part: GeneratorPart, classifier: CapturedClassifi
         BundleError: If it is damaged or belongs to another classifier.
     """
     state = read_stamped(path, classifier.fingerprint)
-    try:
+    with fitting_the_classifier(path):
         generator = PathwayGenerator.from_state(classifier, part.granularity, part.width, state)
-    except (RuntimeError, ValueError) as error:
-        raise BundleError(f"{path} does not fit the classifier: {error}") from error
     if generator.parameter_count != part.parameters:
         raise BundleError(
             f"{path} has {generator.parameter_count} parameters, the manifest says {part.parameters}; fit it again."

@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from pathlens.description import ClassPathwaySelection
+from pathlens.explainer.backend import BackendName
 from pathlens.explanation import Ablation, Granularity, PathwaySource
 from pathlens.generator.generator import LARGEST_WIDTH
 
@@ -80,6 +81,12 @@ class GeneratorPart(_Part):
     parameters: int = Field(ge=1)
 
 
+class ReferencePart(_Part):
+    """How many held-out explanations of each source there are; their figures are in `reference.safetensors`."""
+
+    images: dict[PathwaySource, PositiveInt] = Field(min_length=1)
+
+
 class FitPart(_Part):
     """How the bundle was fitted; `settings` are those of the fit, as JSON holds them."""
 
@@ -103,4 +110,8 @@ class Manifest(_Part):
     preprocessing: dict[str, Any]
     bank: BankPart
     generator: GeneratorPart | None
+    # Bundles of the same schema that were fitted before there was one are as good as ever.
+    reference: ReferencePart | None = None
+    # Not written where it is "torch": such a bundle is the same as one of a time when there was nothing else.
+    backend: BackendName = "torch"
     fit: FitPart

@@ -1,6 +1,7 @@
 """Tensor files that name the classifier they belong to."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -33,3 +34,19 @@ def read_stamped(path: Path, fingerprint: str) -> dict[str, Tensor]:
     if stamp != fingerprint:
         raise BundleError(f"{path} belongs to classifier {stamp}, not to {fingerprint}.")
     return tensors
+
+
+@contextmanager
+def fitting_the_classifier(path: Path) -> Iterator[None]:
+    """Tell in one way of tensors that are not what the classifier and the manifest call for.
+
+    Args:
+        path: The file that they were read from.
+
+    Raises:
+        BundleError: What is done with them inside fails.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise BundleError(f"{path} does not fit the classifier: {error}; fit it again.") from error

@@ -5,6 +5,10 @@
     classifier.safetensors  its weights
     bank.safetensors        the class pathways, stamped with the classifier's hash
     generator.safetensors   the parameters of the pathway generator, stamped likewise; only in a bundle that has one
+    reference.safetensors   what explanations of held-out images looked like, likewise
+    prediction.onnx         the stages of an explanation as ONNX graphs, stamped likewise; only in a bundle that is
+    generation.onnx         served by ONNX Runtime, and generation only in one with a generator
+    pathway.onnx
 
 Nothing is pickled, and nothing in a bundle can name code to run but tensor operators.
 """
@@ -15,7 +19,8 @@ import logging
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -25,14 +30,20 @@ from safetensors import SafetensorError
 from pathlens.bundle.bank_file import bank_bytes, bank_part, read_bank
 from pathlens.bundle.generator_file import generator_bytes, generator_part, read_generator
 from pathlens.bundle.manifest import LONGEST_NAME, NAME, SCHEMA_VERSION, FitPart, Manifest
+from pathlens.bundle.reference_file import read_reference, reference_bytes, reference_part
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.classifier.program import Program
 from pathlens.errors import BundleError, CaptureError
-from pathlens.explainer import Explainer
+from pathlens.explainer import DecodingLimits, Explainer
+from pathlens.explainer.backend import Backend, BackendName
+from pathlens.explainer.onnx_runtime_backend import OnnxRuntimeBackend
 from pathlens.explanation import PathwaySource, ServedModel
 from pathlens.generator.generator import PathwayGenerator
+from pathlens.onnx_export.stage_graphs import ServingGraphs
 from pathlens.pathways.bank import ClassPathwayBank
+from pathlens.pathways.reference import ReferenceDistribution
+from pathlens.slicing.cache import DEFAULT_BYTES
 
 _logger = logging.getLogger(__name__)
 
@@ -41,8 +52,12 @@ PROGRAM = "classifier.json"
 WEIGHTS = "classifier.safetensors"
 BANK = "bank.safetensors"
 GENERATOR = "generator.safetensors"
+REFERENCE = "reference.safetensors"
 FILES = (PROGRAM, WEIGHTS, BANK)
-"""What every bundle holds beside its manifest; one with a generator holds `GENERATOR` too."""
+"""What every bundle holds beside its manifest; the other files are there if it has what they hold."""
+PREDICTION_GRAPH = "prediction.onnx"
+GENERATION_GRAPH = "generation.onnx"
+PATHWAY_GRAPH = "pathway.onnx"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +75,8 @@ class Bundle:
         minimum_images: Classes with fewer images have no pathway.
         fit: How it was fitted.
         generator: Makes the pathway of an image, of the bank's granularity; None without one.
+        reference: What explanations of held-out images looked like, by source; empty without enough of them.
+        graphs: The stages of an explanation, stamped, for ONNX Runtime to serve it; None where PyTorch does.
         sha256: Hash of the stored manifest, and so of everything; empty until stored.
     """
 
@@ -73,27 +90,62 @@ class Bundle:
     minimum_images: int
     fit: FitPart
     generator: PathwayGenerator | None = None
+    reference: Mapping[PathwaySource, ReferenceDistribution] = field(default_factory=dict)
+    graphs: ServingGraphs | None = None
     sha256: str = ""
 
-    def explainer(self, device: torch.device | str = "cpu", version: str = "") -> Explainer:
+    def __post_init__(self) -> None:
+        if self.graphs is not None and (self.graphs.generation is None) != (self.generator is None):
+            raise ValueError("a graph of the generation is there without a generator, or the reverse")
+
+    @property
+    def backend(self) -> BackendName:
+        """What serves it on the CPU."""
+        return "torch" if self.graphs is None else "onnxruntime"
+
+    def explainer(
+        self,
+        device: torch.device | str = "cpu",
+        version: str = "",
+        limits: DecodingLimits | None = None,
+        slice_bytes: int = DEFAULT_BYTES,
+    ) -> Explainer:
         """Make the explainer of this bundle.
 
         Args:
             device: Where to compute. A CUDA device that this torch cannot use is replaced by the CPU, with a warning in
                 the log: TorchServe hands out every GPU it sees, whatever torch was built for.
             version: Version under which it is served.
+            limits: What images are accepted; None for the limits of `DecodingLimits`.
+            slice_bytes: What it may keep of slices of the stored pathways; 0 for none.
+
+        Raises:
+            BundleError: If its graphs are damaged or belong to another classifier, or ONNX Runtime is not installed.
         """
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             _logger.warning("This torch cannot use %s; computing on the CPU", device)
             device = "cpu"
+        classifier = self.classifier.to(device)
+        backend: Backend | None = None
+        if self.graphs is None:
+            _logger.info("PyTorch computes for %s on %s", self.name, device)
+        elif torch.device(device).type == "cpu":
+            backend = OnnxRuntimeBackend(self.graphs, classifier, self.bank, slice_bytes)
+            _logger.info("ONNX Runtime computes for %s on the CPU", self.name)
+        else:
+            _logger.info("PyTorch computes for %s on %s; its graphs are for the CPU alone", self.name, device)
         return Explainer(
-            self.classifier.to(device),
+            classifier,
             self.preprocessing,
             self.labels,
             self.bank,
             self.instance_sparsity,
             ServedModel(self.name, version, self.sha256),
+            limits or DecodingLimits(),
             generator=self.generator,
+            reference=self.reference,
+            backend=backend,
+            slice_bytes=slice_bytes,
         )
 
 
@@ -117,8 +169,13 @@ def save_bundle(bundle: Bundle, folder: Path) -> str:
         (new / BANK).write_bytes(bank_bytes(bundle.bank, bundle.classifier))
         if bundle.generator is not None:
             (new / GENERATOR).write_bytes(generator_bytes(bundle.generator, bundle.classifier))
+        if bundle.reference:
+            (new / REFERENCE).write_bytes(reference_bytes(bundle.reference, bundle.classifier))
+        for name, graph in _graph_files(bundle.graphs).items():
+            (new / name).write_bytes(graph)
         files = {file.name: _sha256(file) for file in sorted(new.iterdir())}
-        text = _manifest(bundle, files).model_dump_json(indent=2) + "\n"
+        left_out = {"backend"} if bundle.graphs is None else set()
+        text = _manifest(bundle, files).model_dump_json(indent=2, exclude=left_out) + "\n"
         (new / MANIFEST).write_text(text, encoding="utf-8")
         if folder.exists():
             folder.rename(old)
@@ -179,6 +236,16 @@ def load_bundle(folder: Path | str) -> Bundle:
                 f"{folder} has a generator of {generator.granularity.value} pathways and class pathways of "
                 f"{manifest.bank.granularity.value}s; fit it again."
             )
+    reference: Mapping[PathwaySource, ReferenceDistribution] = {}
+    if manifest.reference is not None:
+        reference = read_reference(folder / REFERENCE, manifest.reference, classifier)
+    graphs = None
+    if manifest.backend == "onnxruntime":
+        graphs = ServingGraphs(
+            prediction=(folder / PREDICTION_GRAPH).read_bytes(),
+            generation=None if generator is None else (folder / GENERATION_GRAPH).read_bytes(),
+            pathway=(folder / PATHWAY_GRAPH).read_bytes(),
+        )
     return Bundle(
         name=manifest.name,
         classifier=classifier,
@@ -190,6 +257,8 @@ def load_bundle(folder: Path | str) -> Bundle:
         minimum_images=manifest.bank.minimum_images,
         fit=manifest.fit,
         generator=generator,
+        reference=reference,
+        graphs=graphs,
         sha256=_sha256(folder / MANIFEST),
     )
 
@@ -213,7 +282,15 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(text)
     except (AttributeError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from error
-    expected = {*FILES, GENERATOR} if manifest.generator is not None else {*FILES}
+    expected = {*FILES}
+    if manifest.generator is not None:
+        expected.add(GENERATOR)
+    if manifest.reference is not None:
+        expected.add(REFERENCE)
+    if manifest.backend == "onnxruntime":
+        expected |= {PREDICTION_GRAPH, PATHWAY_GRAPH}
+        if manifest.generator is not None:
+            expected.add(GENERATION_GRAPH)
     if set(manifest.files) != expected:
         raise BundleError(f"{folder / MANIFEST} names the files {sorted(manifest.files)}; expected {sorted(expected)}.")
     return manifest
@@ -243,8 +320,17 @@ def _manifest(bundle: Bundle, files: dict[str, str]) -> Manifest:
         preprocessing=bundle.preprocessing.to_json(),
         bank=bank_part(bundle.bank, bundle.source, bundle.instance_sparsity, bundle.minimum_images),
         generator=None if bundle.generator is None else generator_part(bundle.generator),
+        reference=reference_part(bundle.reference) if bundle.reference else None,
+        backend=bundle.backend,
         fit=bundle.fit,
     )
+
+
+def _graph_files(graphs: ServingGraphs | None) -> dict[str, bytes]:
+    if graphs is None:
+        return {}
+    files = {PREDICTION_GRAPH: graphs.prediction, GENERATION_GRAPH: graphs.generation, PATHWAY_GRAPH: graphs.pathway}
+    return {name: graph for name, graph in files.items() if graph is not None}
 
 
 def _sha256(path: Path) -> str:

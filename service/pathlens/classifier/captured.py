@@ -70,13 +70,13 @@ class CapturedClassifier:
         """Number of classes, K."""
         return self.program.classes
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the weights are and inputs must be; the CPU for a classifier without weights."""
         weight = next(self._module.buffers(), None)
         return weight.device if weight is not None else torch.device("cpu")
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """What the classifier computes in: float32 unless `to` changed it."""
         floating = (weight.dtype for weight in self._module.buffers() if weight.is_floating_point())

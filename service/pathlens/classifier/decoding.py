@@ -1,14 +1,18 @@
 """From image bytes to pixels: the picture that a photo viewer shows, or an error that names what is wrong."""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pathlens.errors import InvalidRequestError
+from pathlens.errors import InvalidRequestError, PathlensError
+from pathlens.image_header import check_picture_size, picture_size
 
 ACCEPTED_FORMATS = "JPEG, PNG and WebP"
 
@@ -19,6 +23,9 @@ _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")
 # all EXIF data before it, so that a small file of very many would keep a worker busy for hours.
 _COSTLY_MARKERS = (b"\xff\xda", b"Exif\x00\x00")
 _MAX_COSTLY_MARKERS = 100
+# The largest picture may have this many scans, smaller ones more. Encoders make up to about 12, and a pass over 50
+# million pixels takes up to 0.06 s.
+_MAX_FULL_PASSES = 20
 
 # What Pillow refuses is named by the bytes that its files carry at an offset.
 _Signatures = dict[str, tuple[int, bytes | tuple[bytes, ...]]]
@@ -41,15 +48,56 @@ class DecodingLimits:
 
     Attributes:
         max_pixels: Width × height.
+        seconds: Time of the processor that reading one file may take. It is looked at between reads of the file: a
+            WebP is one read, and what follows the last one is not broken off.
     """
 
     max_pixels: int = 50_000_000
+    seconds: float = 5.0
 
 
 _DEFAULT_LIMITS = DecodingLimits()
+_Decoded = TypeVar("_Decoded")
 
 
-def decode_image(data: bytes, limits: DecodingLimits = _DEFAULT_LIMITS) -> NDArray[np.uint8]:
+class _TimedFile(BytesIO):
+    """A file whose reads end when the time is up: Pillow reads piece by piece, and works between the reads."""
+
+    def __init__(self, data: bytes, limits: DecodingLimits, before_read: Callable[[], None] | None) -> None:
+        super().__init__(data)
+        self._seconds = limits.seconds
+        # Of this thread alone: a busy machine does not make a file slower than it is.
+        self._end = time.thread_time() + limits.seconds
+        self._before_read = before_read
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._end:
+            raise InvalidRequestError(
+                f"The image took more than {self._seconds:g} s to decode; save it again without metadata, or reduce "
+                "it.",
+                reason="IMAGE_TOO_SLOW",
+                field="image",
+                metadata={"limit": f"{self._seconds:g}"},
+            )
+        if self._before_read is not None:
+            self._before_read()
+        return super().read(size)
+
+
+def decode_image(
+    data: bytes, limits: DecodingLimits = _DEFAULT_LIMITS, before_read: Callable[[], None] | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image file into pixels, as `decode_picture` does.
+
+    Returns:
+        uint8 [H, W, 3], RGB in [0, 255]; writable and contiguous.
+    """
+    return _decode(data, limits, before_read, np.array)
+
+
+def decode_picture(
+    data: bytes, limits: DecodingLimits = _DEFAULT_LIMITS, before_read: Callable[[], None] | None = None
+) -> Image.Image:
     """Decode a JPEG, PNG or WebP file into the picture that a photo viewer shows.
 
     EXIF orientation is applied, transparency is laid over white, grey, palette and CMYK become RGB, of 16-bit samples
@@ -58,32 +106,40 @@ def decode_image(data: bytes, limits: DecodingLimits = _DEFAULT_LIMITS) -> NDArr
 
     Args:
         data: The file's bytes.
-        limits: The largest picture that is decoded.
+        limits: The largest picture that is decoded, and how long it may take.
+        before_read: Called before each piece of the file; a `PathlensError` that it raises ends the decoding.
 
     Returns:
-        uint8 [H, W, 3], RGB in [0, 255]; writable and contiguous.
+        A picture in RGB.
 
     Raises:
         InvalidRequestError: IMAGE_EMPTY without bytes; IMAGE_TOO_LARGE above the limit, before any pixel is decoded;
-            IMAGE_TOO_COMPLEX for a JPEG made to take long; IMAGE_UNDECODABLE for another format and for a truncated or
-            damaged file.
+            IMAGE_TOO_COMPLEX for a file made to take long; IMAGE_TOO_SLOW for one that took too long all the same;
+            IMAGE_UNDECODABLE for another format and for a truncated or damaged file.
     """
+    return _decode(data, limits, before_read, lambda picture: picture)
+
+
+def _decode(
+    data: bytes,
+    limits: DecodingLimits,
+    before_read: Callable[[], None] | None,
+    convert: Callable[[Image.Image], _Decoded],
+) -> _Decoded:
     if not data:
         raise InvalidRequestError("The image is empty: it has no bytes.", reason="IMAGE_EMPTY", field="image")
-    if data.startswith(b"\xff\xd8") and any(data.count(marker) > _MAX_COSTLY_MARKERS for marker in _COSTLY_MARKERS):
-        raise InvalidRequestError(
-            f"The JPEG has more than {_MAX_COSTLY_MARKERS} scans or EXIF segments; save it again as a plain JPEG.",
-            reason="IMAGE_TOO_COMPLEX",
-            field="image",
-            metadata={"limit": _MAX_COSTLY_MARKERS},
-        )
+    # Before Pillow looks at the file, which takes the memory of a WebP's whole canvas to open it.
+    if (size := picture_size(data)) is not None:
+        check_picture_size(size, limits.max_pixels)
+    if data.startswith(b"\xff\xd8"):
+        _check_jpeg(data, size or (0, 0), limits)
     try:
-        with Image.open(BytesIO(data), formats=_PILLOW_FORMATS) as image:
-            _check_size(image.size, limits)
+        with Image.open(_TimedFile(data, limits, before_read), formats=_PILLOW_FORMATS) as image:
+            check_picture_size(image.size, limits.max_pixels)
             image.load()
             _turn_upright(image)
-            return np.array(_to_rgb(image))
-    except InvalidRequestError:
+            return convert(_to_rgb(image))
+    except PathlensError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow's own limit is above ours; it looks first.
@@ -123,21 +179,28 @@ def check_pixels(pixels: NDArray[np.uint8], limits: DecodingLimits = _DEFAULT_LI
             metadata={"dtype": pixels.dtype.name, "shape": shape},
         )
     height, width = pixels.shape[:2]
-    _check_size((width, height), limits)
+    check_picture_size((width, height), limits.max_pixels)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
     return np.ascontiguousarray(pixels)
 
 
-def _check_size(size: tuple[int, int], limits: DecodingLimits) -> None:
+def _check_jpeg(data: bytes, size: tuple[int, int], limits: DecodingLimits) -> None:
     width, height = size
-    if width * height > limits.max_pixels:
+    scans, exif_segments = map(data.count, _COSTLY_MARKERS)
+    if max(scans, exif_segments) > _MAX_COSTLY_MARKERS:
         raise InvalidRequestError(
-            f"The image is {width} x {height} pixels, more than the {limits.max_pixels} allowed; reduce it before "
-            "sending.",
-            reason="IMAGE_TOO_LARGE",
+            f"The JPEG has more than {_MAX_COSTLY_MARKERS} scans or EXIF segments; save it again as a plain JPEG.",
+            reason="IMAGE_TOO_COMPLEX",
             field="image",
-            metadata={"width": width, "height": height, "max_pixels": limits.max_pixels},
+            metadata={"limit": _MAX_COSTLY_MARKERS},
+        )
+    if width * height * scans > _MAX_FULL_PASSES * limits.max_pixels:
+        raise InvalidRequestError(
+            f"The JPEG has {scans} scans of {width} x {height} pixels; save it again as a plain JPEG.",
+            reason="IMAGE_TOO_COMPLEX",
+            field="image",
+            metadata={"scans": scans, "width": width, "height": height},
         )
 
 
@@ -158,7 +221,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", picture.size, "white")
         white.paste(picture, mask=picture)
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _undecodable(data: bytes, error: Exception) -> InvalidRequestError:

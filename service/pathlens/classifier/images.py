@@ -10,12 +10,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathlens.classifier.decoding import check_pixels, decode_image
+from pathlens.classifier.mapped_array import MappedArray
 from pathlens.errors import ImagesError, PathlensError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -30,7 +31,8 @@ class ImageSource:
 
     However many there are, only the image that is read is in memory: an NPZ file is mapped, a compressed one after it
     has been unpacked into a temporary file that nobody else sees and that ends with the object. Processes that are
-    forked later share the mapping. An NPZ file must not be overwritten while it is in use; replacing it does no harm.
+    started with the object map the same file. An NPZ file must not be overwritten while it is in use; replacing it does
+    no harm.
 
     Args:
         path: A folder of JPEG, PNG or WebP files, flat or with a folder for each class; or an NPZ file whose array
@@ -49,7 +51,7 @@ class ImageSource:
         self.class_names: tuple[str, ...] = ()
         self.reasons: dict[int, str] = {}
         self._files: list[Path] = []
-        self._array: NDArray[np.uint8] | None = None
+        self._array: MappedArray | None = None
         if path.is_dir():
             self._files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
             self.class_names = tuple(sorted({file.parent.name for file in self._files if file.parent != path}))
@@ -88,9 +90,18 @@ class ImageSource:
             return f"images[{position}]"
         return self._files[position].relative_to(self._path).as_posix()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs; paths as one text, as a million of them would take seconds."""
+        return {**self.__dict__, "_files": "\0".join(map(str, self._files))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` of another process has returned."""
+        files = state.pop("_files")
+        self.__dict__.update(state, _files=[Path(file) for file in files.split("\0")] if files else [])
+
     def __len__(self) -> int:
         """Return the number of images, unreadable ones included."""
-        return len(self._files) if self._array is None else len(self._array)
+        return len(self._files) if self._array is None else len(self._array.values)
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield (position, RGB pixels uint8 [H, W, 3]); an unreadable image is noted in `skipped` and left out."""
@@ -119,10 +130,10 @@ class ImageSource:
         if self._array is None:
             return decode_image(self._files[position].read_bytes())
         # A copy, as the mapped file cannot be written to.
-        return check_pixels(np.array(self._array[position]))
+        return check_pixels(np.array(self._array.values[position]))
 
 
-def _map_npz(path: Path) -> NDArray[np.uint8]:
+def _map_npz(path: Path) -> MappedArray:
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             member = archive.getinfo("images.npy")
@@ -141,7 +152,7 @@ def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
             pass
 
 
-def _map_unpacked(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
+def _map_unpacked(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> MappedArray:
     try:
         with archive.open(member) as stream, tempfile.TemporaryFile() as unpacked:
             shutil.copyfileobj(stream, unpacked, _PIECE)
@@ -162,7 +173,7 @@ def _start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
     return member.header_offset + 30 + sum(lengths)
 
 
-def _map_array(path: Path, file: IO[bytes], start: int, size: int) -> NDArray[np.uint8]:
+def _map_array(path: Path, file: IO[bytes], start: int, size: int) -> MappedArray:
     """Map the NPY file that lies within another; the mapping outlives the file object."""
     file.seek(start)
     version = np.lib.format.read_magic(file)
@@ -175,4 +186,4 @@ def _map_array(path: Path, file: IO[bytes], start: int, size: int) -> NDArray[np
     offset = file.tell()
     if offset + math.prod(shape) > start + size:
         raise ValueError(f"an array of shape {list(shape)} has more elements than the file")
-    return np.memmap(file, np.uint8, "r", offset, shape, "F" if fortran_order else "C")
+    return MappedArray(file.fileno(), offset, shape, "F" if fortran_order else "C")

@@ -109,9 +109,11 @@ class Preprocessing:
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
             raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; expected uint8 [H, W, 3]")
-        image = Image.fromarray(pixels)
-        if self.colour is Colour.GREY:
-            image = image.convert("L")
+        return self.apply_to_picture(Image.fromarray(pixels))
+
+    def apply_to_picture(self, picture: Image.Image) -> NDArray[np.float32]:
+        """Turn a picture in RGB into the classifier's input, as `apply` does with its pixels, which takes longer."""
+        image = picture.convert("L") if self.colour is Colour.GREY else picture
         seen = self.seen(image.height, image.width)
         resized = np.asarray(image.resize((self.width, self.height), self.interpolation.filter, box=seen))
         if self.colour is Colour.BGR:

@@ -181,6 +181,21 @@ def edit_tap(edit: Callable[[int, Tensor], Tensor] | None, index: int, activatio
     return activation if edit is None else edit(index, activation)
 
 
+def references(value: Any, kind: str = "call") -> list[str]:
+    """List the calls that an argument of a call refers to, as often as it does.
+
+    Args:
+        value: As in `Call.arguments`; a list or a dictionary of arguments, too.
+        kind: "weight" lists the weights instead.
+    """
+    if isinstance(value, dict) and set(value) == {kind} and isinstance(value[kind], str):
+        return [value[kind]]
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return [name for item in items for name in references(item, kind)]
+    return []
+
+
 def _encode(value: Any, names: Mapping[fx.Node, Any], node: fx.Node) -> Any:
     if isinstance(value, fx.Node):
         return names[value]

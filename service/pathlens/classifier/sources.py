@@ -1,4 +1,4 @@
-"""Where classifiers come from: a Python factory with weights, or an exported program."""
+"""Where classifiers come from: a Python factory with weights, an exported program, or an ONNX file."""
 
 import importlib
 import io
@@ -28,26 +28,39 @@ _EXPRESSION = re.compile(r"('[a-z]+\d+'|[A-Z]\w*|[a-z]+=(True|False)|\d+|[\s(),=
 """Sizes are expressions that torch hands to an evaluator; these can name nothing but the classes of sympy."""
 
 
-def load_classifier(source: str, weights: Path | None = None) -> nn.Module | ExportedProgram:
+def load_classifier(
+    source: str,
+    weights: Path | None = None,
+    example: Tensor | None = None,
+    input_name: str | None = None,
+    output_name: str | None = None,
+) -> nn.Module | ExportedProgram:
     """Load a classifier.
 
     Args:
         source: "package.module:factory", where calling `factory()` makes a `torch.nn.Module`; or the path of a `.pt2`
-            archive written by `torch.export.save`. The current folder is searched for modules first.
+            archive written by `torch.export.save`, or of an `.onnx` file. The current folder is searched for modules
+            first.
         weights: For a factory: a safetensors file, or a state dict written by `torch.save`, read with
             `weights_only=True`. None keeps what the factory set.
+        example: For an ONNX file, which needs it: preprocessed images, float32 [B, C, H, W], on which it is compared
+            with ONNX Runtime.
+        input_name: For an ONNX file: the input that takes the images; None for the only one.
+        output_name: For an ONNX file: the output that gives the logits; None for the only one.
 
     Raises:
         CaptureError: If something is missing, does not fit or would need unpickling.
     """
-    if source.endswith(".pt2"):
-        if weights is not None:
-            raise CaptureError(f"{source} holds its own weights; leave out {weights}.")
-        return _load_exported(Path(source))
+    if source.endswith((".pt2", ".onnx")) and weights is not None:
+        raise CaptureError(f"{source} holds its own weights; leave out {weights}.")
     if source.endswith(".onnx"):
+        return _load_onnx(Path(source), example, input_name, output_name)
+    if input_name is not None or output_name is not None:
         raise CaptureError(
-            f"{source} is an ONNX file, which this version cannot read; give a factory or a .pt2 archive."
+            f"{source} is no ONNX file; leave out --input-name and --output-name, which choose among what one holds."
         )
+    if source.endswith(".pt2"):
+        return _load_exported(Path(source))
     model = _make(source)
     if weights is not None:
         _load_weights(model, weights)
@@ -57,7 +70,9 @@ def load_classifier(source: str, weights: Path | None = None) -> nn.Module | Exp
 def _make(source: str) -> nn.Module:
     module_name, _, attribute = source.partition(":")
     if not module_name or not attribute:
-        raise CaptureError(f"Classifier {source!r} is neither package.module:factory nor the path of a .pt2 archive.")
+        raise CaptureError(
+            f"Classifier {source!r} is neither package.module:factory nor the path of a .pt2 archive or an .onnx file."
+        )
     current = str(Path.cwd())
     if current not in sys.path:
         sys.path.insert(0, current)
@@ -95,6 +110,15 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise CaptureError(f"The weights {path} do not fit {type(model).__name__}: {error}") from error
+
+
+def _load_onnx(path: Path, example: Tensor | None, input_name: str | None, output_name: str | None) -> nn.Module:
+    if example is None:
+        raise CaptureError(f"{path} is an ONNX file, and its weights are fixed; give package.module:factory here.")
+    # Not every installation can read ONNX files, and the other sources do without.
+    from pathlens.onnx_import.loading import load_onnx_classifier
+
+    return load_onnx_classifier(path, example, input_name, output_name)
 
 
 def _load_exported(path: Path) -> ExportedProgram:

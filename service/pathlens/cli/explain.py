@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pathlens.client import Client
+from pathlens.cli.connection import Connect, connection_options, timeout_option
 from pathlens.errors import PathlensError
 from pathlens.explanation import (
     STAGES,
@@ -26,6 +26,7 @@ from pathlens.explanation import (
     PathwaySource,
     Reduction,
     Targets,
+    Typicality,
 )
 from pathlens.wire.responses import explain_response
 
@@ -49,7 +50,8 @@ def _choice(kind: type[_T]) -> click.Choice[str]:
 
 @click.command("explain")
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--address", default="localhost:8080", show_default=True, help="Host and port of the gateway.")
+@connection_options
+@timeout_option(help="For all images together.  [default: any time]")
 @click.option("--model", default="", help="Name of the model; may be left out where only one is served.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for pictures, maps and results.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -67,8 +69,9 @@ def _choice(kind: type[_T]) -> click.Choice[str]:
     "--output", "outputs", type=_choice(Output), multiple=True, help="Default: pathway, faithfulness; with --out all."
 )
 def command(
+    connect: Connect,
     images: tuple[Path, ...],
-    address: str,
+    timeout: float | None,
     model: str,
     out: Path | None,
     form: str,
@@ -94,6 +97,7 @@ def command(
       pathlens explain cat.jpg --out explanations
       pathlens explain cat.jpg --source generated
       pathlens explain *.jpg --format json --source neuron_mct --sparsity 0.9 --class tabby
+      pathlens explain cat.jpg --address pathlens.example.com:443 --tls --token-file token
     """  # noqa: D301
     if {"map", "heatmap", "overlay"} & set(outputs) and out is None and form == "table":
         raise click.UsageError("Maps and pictures need --out FOLDER, or --format json.")
@@ -115,8 +119,9 @@ def command(
     )
     answers: dict[int, ExplanationResult | PathlensError] = {}
     try:
-        with Client(address, model) as client:
-            for position, answer in _with_progress(client.stream_explain(images, options), len(images)):
+        with connect(model=model) as client:
+            stream = client.stream_explain(images, options, timeout=timeout)
+            for position, answer in _with_progress(stream, len(images)):
                 answers[position] = answer
                 if out is not None and isinstance(answer, ExplanationResult):
                     _write(out, _stem(images, position), answer)
@@ -189,7 +194,25 @@ def _print_table(images: Sequence[Path], answers: dict[int, ExplanationResult | 
         console.print(table)
     for position, answer in sorted(answers.items()):
         if isinstance(answer, ExplanationResult):
+            _print_typicality(images[position], answer)
             _print_neurons(images[position], answer)
+
+
+def _print_typicality(image: Path, answer: ExplanationResult) -> None:
+    for explanation in answer.explanations:
+        if explanation.typicality is not None:
+            click.echo(f"{image.name}  {explanation.target.label}  {_in_words(explanation.typicality)}")
+
+
+def _in_words(typicality: Typicality) -> str:
+    ranks = {
+        "sparsity": typicality.sparsity_rank,
+        "IoU": typicality.class_pathway_iou_rank,
+        "drop": typicality.confidence_drop_rank,
+    }
+    known = ", ".join(f"{name} rank {rank:.2f}" for name, rank in ranks.items() if rank is not None)
+    images = typicality.class_images
+    return f"among {images} held-out images of its class: {known}" if images else f"among all held-out images: {known}"
 
 
 def _print_neurons(image: Path, answer: ExplanationResult) -> None:

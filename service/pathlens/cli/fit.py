@@ -22,10 +22,12 @@ from pathlens.cli.ranges import FloatRange
 from pathlens.description import ClassPathwaySelection
 from pathlens.errors import FitError
 from pathlens.explanation import Ablation, Granularity, PathwaySource
-from pathlens.fitting.fit import FitSubject, fit
+from pathlens.fitting.fit import fit
 from pathlens.fitting.progress import Silence
 from pathlens.fitting.settings import FitSettings
+from pathlens.fitting.subject import FitSubject
 from pathlens.generator.parallel import local_device, process_group
+from pathlens.onnx_import.network import OnnxNetwork
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DEFAULTS = FitSettings("")
@@ -60,9 +62,16 @@ def _names(kind: type[Enum]) -> click.Choice[str]:
 
 
 @click.command("fit")
-@click.option("--classifier", "source", required=True, help="package.module:factory, or a .pt2 archive.")
+@click.option("--classifier", "source", required=True, help="package.module:factory, a .pt2 archive, or an .onnx file.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Safetensors, or a state dict saved by torch.save.")
+@click.option("--input-name", help="Input of an ONNX file that takes the images. Default: the only one.")
+@click.option("--output-name", help="Output of an ONNX file that gives the logits. Default: the only one.")
 @click.option("--images", type=click.Path(path_type=Path), required=True, help="A folder, or an NPZ with 'images'.")
+@click.option(
+    "--held-out-images",
+    type=click.Path(path_type=Path),
+    help="Images that the classifier was not trained on, likewise.  [default: a fifth of --images]",
+)
 @click.option("--labels", type=click.Path(path_type=Path), help="Text file, one label a line. Default: class folders.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle to write.")
 @click.option("--name", help="Name to serve it under. Default: the last part of --out.")
@@ -185,7 +194,10 @@ def _names(kind: type[Enum]) -> click.Choice[str]:
 def command(
     source: str,
     weights: Path | None,
+    input_name: str | None,
+    output_name: str | None,
     images: Path,
+    held_out_images: Path | None,
     labels: Path | None,
     out: Path,
     name: str | None,
@@ -206,13 +218,21 @@ def command(
 ) -> None:
     """Capture a classifier, train its pathway generator, find and test the pathways of its classes.
 
-    The images need no labels: what counts is what the classifier sees in them. A fifth of them, at most 512, is
-    held out and tests the class pathways. An interrupted fit goes on where it stopped when the command is repeated.
+    The images need no labels: what counts is what the classifier sees in them. A fifth of them, at most
+    2,048, is held out: they test the class pathways and tell what explanations look like, so that the service notices
+    when they look otherwise. If the classifier was trained on --images, give --held-out-images that it was not trained
+    on: they do this instead, as a classifier knows its own images better than any to come. An interrupted fit goes on
+    where it stopped when the command is repeated.
+
+    An ONNX file (opset 13 to 21; older ones are converted) must compute, on random images, what ONNX Runtime computes.
+    A Softmax at its end is taken off. Reading it needs: pip install 'pathlens[onnx]'
 
     \b
     Examples:
       pathlens fit --classifier shop.models:resnet --weights resnet.safetensors --images photos/ --out shop-bundle
+      pathlens fit --classifier resnet.pt2 --images trained-on/ --held-out-images others/ --out shop-bundle
       pathlens fit --classifier resnet.pt2 --images photos.npz --labels labels.txt --resize 256 --out shop-bundle
+      pathlens fit --classifier model.onnx --output-name logits --images photos/ --size 224 --out shop-bundle
       pathlens fit --classifier resnet.pt2 --images photos/ --agreement 0.95 --ablation mean --out shop-bundle
       pathlens fit --classifier resnet.pt2 --images photos/ --source neuron-mct --class-pathways frequency --out quick
       torchrun --nproc-per-node 4 --no-python pathlens fit --device cuda --precision bfloat16 ...
@@ -232,6 +252,7 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     image_source = ImageSource(images)
+    held_out = None if held_out_images is None else _held_out(held_out_images, images)
     console = Console(stderr=True)
     place = local_device(torch.device(device))
     with process_group(place) as group:
@@ -239,13 +260,15 @@ def command(
         console.quiet = not group.is_first
         with console.status("Capturing the classifier"):
             example = torch.rand(2, preprocessing.channels, *size)
-            classifier = capture(load_classifier(source, weights), example).to(place)
+            model = load_classifier(source, weights, example, input_name, output_name)
+            classifier = capture(model, example).to(place)
+        for remark in model.remarks if isinstance(model, OnnxNetwork) else ():
+            console.print(remark, markup=False)
         console.print(f"Captured {source}: {classifier.classes} classes, {len(classifier.taps)} taps")
         unfinished = out.with_name(f"{out.name}.unfinished")
         try:
-            subject = FitSubject(
-                classifier, preprocessing, _read_labels(labels, image_source, classifier), image_source, workers
-            )
+            names = _read_labels(labels, image_source, classifier)
+            subject = FitSubject(classifier, preprocessing, names, image_source, workers, held_out)
             progress = FitBars(console) if group.is_first else Silence()
             bundle = fit(subject, settings, unfinished, progress, group, restart)
         except KeyboardInterrupt:
@@ -255,7 +278,7 @@ def command(
             return
         digest = save_bundle(bundle, out)
         shutil.rmtree(unfinished)
-    for skipped in image_source.skipped:
+    for skipped in subject.skipped:
         console.print(f"Skipped {skipped}", markup=False)
     print_summary(bundle, console)
     warn(bundle, console)
@@ -282,6 +305,14 @@ def _preprocessing(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _held_out(path: Path, images: Path) -> ImageSource:
+    held_out, building = path.resolve(), images.resolve()
+    nested = path.is_dir() and images.is_dir() and (held_out in building.parents or building in held_out.parents)
+    if held_out == building or nested:
+        raise click.UsageError(f"--held-out-images {path} and --images {images} share images; keep them apart.")
+    return ImageSource(path)
 
 
 def _value(name: str) -> str:

@@ -1,5 +1,6 @@
 """The `pathlens` command group; each command is imported when it is called, so that `explain` needs no torch."""
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -9,16 +10,32 @@ from pathlens.errors import PathlensError
 from pathlens.version import __version__
 
 _COMMANDS = {
+    "backend": "Choose what computes where a bundle is served on the CPU.",
     "evaluate": "Measure how good the explanations of a bundle are.",
     "explain": "Explain images through a running service.",
+    "export": "Write the explanation of a bundle as one ONNX graph.",
     "fit": "Capture a classifier and build its class-pathway bank.",
+    "gateway": "Open the gateway to a TorchServe that runs beside it.",
     "models": "Describe what a running service serves.",
     "pack": "Build a model archive from a bundle.",
     "roar": "Retrain without the pixels that maps call important (ROAR).",
     "serve": "Serve model archives over gRPC.",
+    "torchserve": "Run TorchServe for a gateway that runs beside it.",
+    "verify": "Compare an exported explainer with PyTorch.",
 }
-_EXTRAS = {"evaluate": "evaluate", "roar": "evaluate", "serve": "serve"}
+_EXTRAS = {
+    "backend": "onnx",
+    "evaluate": "evaluate",
+    "export": "onnx",
+    "gateway": "gateway",
+    "roar": "evaluate",
+    "serve": "serve",
+    "torchserve": "serve",
+    "verify": "onnx",
+}
 """What to install for a command; the others need `fit` at most."""
+
+_SERVING = frozenset({"serve", "torchserve", "gateway"})
 
 
 class _Commands(click.Group):
@@ -30,6 +47,10 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
+        if cmd_name in _SERVING:
+            # gRPC's core reads this when it is imported. It writes past every logger, even a line for each caller whose
+            # TLS is wrong; it shall write its errors alone.
+            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         try:
             command: click.Command = import_module(f"pathlens.cli.{cmd_name}").command
         except ModuleNotFoundError as error:
@@ -48,7 +69,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PathlensError as error:
-            raise click.ClickException(f"{error.message} [{error.reason}]") from error
+            request = error.metadata.get("request_id")
+            raise click.ClickException(
+                f"{error.message} [{error.reason}]" + (f" (request {request})" if request else "")
+            ) from error
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'The system'}: {error.strerror or error}") from error
 

@@ -6,21 +6,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pathlens.client import Client
+from pathlens.cli.connection import Connect, connection_options, retries_option, retry_policy, timeout_option
 from pathlens.wire.models import model_to_message
 
 
 @click.command("models")
-@click.option("--address", default="localhost:8080", show_default=True, help="Host and port of the gateway.")
+@connection_options
+@timeout_option(default=60.0, show_default=True, help="With all repetitions.")
+@retries_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def command(address: str, form: str) -> None:
+def command(connect: Connect, timeout: float, retries: int, form: str) -> None:
     """Describe what a running service serves.
 
     \b
-    Example:
+    Examples:
       pathlens models --address localhost:8080 --format json
+      pathlens models --address pathlens.example.com:443 --tls --token-file token
     """  # noqa: D301
-    with Client(address) as client:
+    with connect(timeout=timeout, retries=retry_policy(retries)) as client:
         models = client.list_models()
     if form == "json":
         for model in models:

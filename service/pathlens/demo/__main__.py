@@ -31,8 +31,9 @@ SOURCES = {
 
 FIT = (
     "fit --classifier pathlens.demo.digits:DigitsClassifier "
-    f"--weights {FOLDER}/classifier.safetensors --images {FOLDER}/images --size 8 --colour grey "
-    f"--ablation mean --class-steps 1000 --generator-steps 500 --name digits --out {FOLDER}/bundle"
+    f"--weights {FOLDER}/classifier.safetensors --images {FOLDER}/images "
+    f"--held-out-images {FOLDER}/validation --size 8 --colour grey --ablation mean --class-steps 1000 "
+    f"--generator-steps 500 --name digits --out {FOLDER}/bundle"
 )
 PACK = f"pack {FOLDER}/bundle --model-store {MODEL_STORE}"
 

@@ -12,8 +12,8 @@ from rich.progress import track
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-HELD_OUT = 360
-"""Images that neither train the classifier nor fit the bundle; the demonstration sends some of them."""
+PARTS = 5
+"""Of five images of each digit, one is to explain, one is to validate, and three train."""
 
 EPOCHS = 20
 
@@ -40,26 +40,29 @@ class DigitsClassifier(nn.Module):
 def train(folder: Path) -> float:
     """Train the classifier and write what a user of pathlens would bring.
 
-    Writes `classifier.safetensors`, `images/DIGIT/*.png` to fit on, and `held-out/DIGIT/*.png` to explain.
+    Writes `classifier.safetensors`; `images/DIGIT/*.png`, which trained it; `validation/DIGIT/*.png`, which a fit holds
+    out; and `held-out/DIGIT/*.png`, which neither sees, to explain.
 
     Returns:
-        Accuracy on the held-out images, in [0, 1].
+        Accuracy on the images to explain, in [0, 1].
     """
     pixels, digits = _load()
-    _write_images(folder / "images", pixels[HELD_OUT:], digits[HELD_OUT:])
-    _write_images(folder / "held-out", pixels[:HELD_OUT], digits[:HELD_OUT])
+    held_out, validation, training = _divide(digits)
+    for name, rows in (("images", training), ("validation", validation), ("held-out", held_out)):
+        _write_images(folder / name, rows, pixels, digits)
     images, targets = torch.from_numpy(pixels).float().div(255)[:, None], torch.from_numpy(digits)
+    shown = torch.from_numpy(training)
     torch.manual_seed(0)
     classifier = DigitsClassifier()
     optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
     for _ in track(range(EPOCHS), "Training the digits classifier"):
-        for rows in (torch.randperm(len(images) - HELD_OUT) + HELD_OUT).split(64):  # type: ignore[no-untyped-call]
+        for rows in shown[torch.randperm(len(shown))].split(64):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
             F.cross_entropy(classifier(images[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     safetensors.torch.save_file(classifier.state_dict(), folder / "classifier.safetensors")
     with torch.no_grad():
-        correct = classifier(images[:HELD_OUT]).argmax(1) == targets[:HELD_OUT]
+        correct = classifier(images[held_out]).argmax(1) == targets[held_out]
     return float(correct.float().mean())
 
 
@@ -70,8 +73,19 @@ def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return pixels, data.target.astype(np.int64)
 
 
-def _write_images(folder: Path, pixels: NDArray[np.uint8], digits: NDArray[np.int64]) -> None:
-    for number, (image, digit) in enumerate(zip(pixels, digits, strict=True)):
-        path = folder / str(digit) / f"{number:04d}.png"
+def _divide(digits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return which images are to explain, to validate and to train.
+
+    They are taken in turn, because the data set changes along its way: one block of it is drift to another.
+    """
+    turn = np.empty_like(digits)
+    for digit in np.unique(digits):
+        turn[digits == digit] = np.arange((digits == digit).sum()) % PARTS
+    return (turn == 0).nonzero()[0], (turn == 1).nonzero()[0], (turn > 1).nonzero()[0]
+
+
+def _write_images(folder: Path, rows: NDArray[np.int64], pixels: NDArray[np.uint8], digits: NDArray[np.int64]) -> None:
+    for row in rows:
+        path = folder / str(digits[row]) / f"{row:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        Image.fromarray(pixels[row]).save(path)

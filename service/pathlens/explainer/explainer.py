@@ -4,24 +4,27 @@ Items of one batch may ask for different sources, targets and outputs. What can 
 pass predicts the items, one pass of the generator makes the pathways of all generated items from what that pass
 computed anyway, one backward pass for each rank of target finds the contributions of all NeuronMCT items, and one
 forward and backward pass of the pathway network serves every target of every item of one ablation, whatever its source.
+Stored pathways are apart: they are known beforehand, and run as slices, class by class, where that takes less time.
+
+What computes is a `Backend`, except for contributions: these are PyTorch's alone.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 
-from pathlens.attribution.linearity import POINTS, linearity_error
-from pathlens.attribution.pathway_gradient import run_pathway
 from pathlens.attribution.rendering import fit_within
+from pathlens.classifier.acceleration import accelerate
 from pathlens.classifier.captured import CapturedClassifier, Trace
-from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_image
+from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_picture
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.description import ClassPathway, ModelDescription, TapDescription
 from pathlens.errors import InternalError, NotFoundError, PathlensError
+from pathlens.explainer.backend import LARGEST_RUN, Backend, GenerationRun, chunks
 from pathlens.explainer.checks import (
     check_finite,
     check_integration,
@@ -30,18 +33,19 @@ from pathlens.explainer.checks import (
     check_prediction_count,
     check_tensor,
 )
+from pathlens.explainer.decision import decide
+from pathlens.explainer.fit_comparison import FitComparison
 from pathlens.explainer.generation import generate_rows
 from pathlens.explainer.item import Item, PredictionPass, Row, errors_of
-from pathlens.explainer.results import ResultBuilder, find_top_neurons, tap_frequencies
+from pathlens.explainer.pathway_runs import run_pathways
+from pathlens.explainer.results import ResultBuilder, tap_frequencies
 from pathlens.explainer.stage_clock import StageClock
+from pathlens.explainer.torch_backend import TorchBackend
 from pathlens.explanation import (
-    Ablation,
     ExplanationOptions,
     ExplanationRequest,
     ExplanationResult,
-    Granularity,
     ImageInput,
-    Linearity,
     Output,
     PathwaySource,
     ServedModel,
@@ -51,20 +55,16 @@ from pathlens.pathways.bank import ClassPathwayBank
 from pathlens.pathways.contributions import Contributions, first_order
 from pathlens.pathways.neuron_intgrad import neuron_intgrad
 from pathlens.pathways.neuron_mct import tap_gradients
-from pathlens.pathways.pathway import Pathway
-
-LARGEST_RUN = 16
-"""Rows in one pass of the network."""
+from pathlens.pathways.reference import ReferenceDistribution
+from pathlens.slicing.cache import DEFAULT_BYTES
 
 PICTURES = frozenset({Output.HEATMAP, Output.OVERLAY})
-
-_T = TypeVar("_T")
 
 
 class Explainer:
     """Predicts and explains with one fitted classifier.
 
-    It keeps no state between calls and may be used from several threads.
+    It keeps no state between calls but slices of stored pathways, and may be used from several threads.
 
     Args:
         classifier: The captured classifier.
@@ -75,6 +75,10 @@ class Explainer:
         model: Name, version and bundle hash, repeated in every result.
         limits: What images are accepted.
         generator: Makes the pathway of an image, of the granularity of the bank; None without one.
+        reference: What the fit saw of explanations, by source; answers say how typical they are of it.
+        backend: What computes, made for this classifier, bank and generator; None for PyTorch.
+        slice_bytes: What PyTorch may keep of slices of the stored pathways, of which then less is computed; 0 for none.
+            Another backend has its own limit.
     """
 
     def __init__(
@@ -87,6 +91,9 @@ class Explainer:
         model: ServedModel = ServedModel(),
         limits: DecodingLimits = DecodingLimits(),
         generator: PathwayGenerator | None = None,
+        reference: Mapping[PathwaySource, ReferenceDistribution] = MappingProxyType({}),
+        backend: Backend | None = None,
+        slice_bytes: int = DEFAULT_BYTES,
     ) -> None:
         if len(labels) != classifier.classes:
             raise ValueError(
@@ -98,16 +105,27 @@ class Explainer:
                 "pathways; expected one granularity"
             )
         self.classifier = classifier
+        self._accelerated = accelerate(classifier)
         self.preprocessing = preprocessing
         self.labels = tuple(labels)
         self.bank = bank.to(classifier.device)
         self.generator = None if generator is None else generator.frozen(classifier.device)
+        self.backend: Backend = backend or TorchBackend(classifier, self.bank, self.generator, slice_bytes)
         self.default_sparsity = default_sparsity
         self.model = model
         self.limits = limits
         # Labels may repeat (ImageNet has two cranes): the first class of that name answers to it.
-        self._results = ResultBuilder(self.labels, preprocessing, self.bank)
+        comparison = FitComparison(reference, bank.granularity, default_sparsity)
+        self._results = ResultBuilder(self.labels, preprocessing, self.bank, comparison)
         self._index_of_label = {label: index for index, label in reversed(list(enumerate(self.labels)))}
+
+    def warm(self, seconds: float) -> None:
+        """Prepare for requests that are likely: slice the pathways of the classes that the fit saw most often.
+
+        Args:
+            seconds: About how long it may take.
+        """
+        self.backend.slices.warm(seconds)
 
     def predict(self, images: Sequence[ImageInput], predictions: int = 5) -> list[ExplanationResult]:
         """Predict the classes of images; raises the first error."""
@@ -142,16 +160,19 @@ class Explainer:
                 with errors_of(item):
                     self._decode(item)
         for kind in PredictionPass:
-            for chunk in _chunks([item for item in items if item.prediction_pass is kind]):
+            for chunk in chunks([item for item in items if item.prediction_pass is kind]):
                 if live := [item for item in chunk if not item.expire()]:
                     with errors_of(*live):
                         self._predict(live, kind, clock)
         rows = [row for item in items if item.error is None for row in item.rows if row.needs_run]
         if rows:
             clock.switch("gradient")
-            self._run_pathways(rows)
+            run_pathways(self.backend, self.classifier, rows)
         clock.switch("encode")
-        for item in items:
+        live = [item for item in items if not item.expire()]
+        with errors_of(*live):
+            self._results.measure([row for item in live for row in item.rows])
+        for item in live:
             if not item.expire():
                 with errors_of(item):
                     item.result = self._build_result(item)
@@ -169,16 +190,15 @@ class Explainer:
             FailedPreconditionError: If the class has no stored pathway.
         """
         index = self._class_index(selector, field="class")
-        pathway = self.bank.transfer([index])
-        sparsity = float(pathway.sparsity[0])
+        stored = self._results.stored(index)
         statistics = self.bank.statistics[index]
         return ClassPathway(
             class_index=index,
             label=self.labels[index],
-            granularity=pathway.granularity,
-            ablation=pathway.ablation,
-            sparsity=sparsity,
-            pathway=pathway.tap_masks(),
+            granularity=stored.pathway.granularity,
+            ablation=stored.pathway.ablation,
+            sparsity=stored.sparsity,
+            pathway=stored.masks,
             statistics=statistics,
             frequencies=tap_frequencies(self.bank, index) if with_frequencies else (),
             model=self.model,
@@ -211,18 +231,19 @@ class Explainer:
 
     def _decode(self, item: Item) -> None:
         image = item.request.image
+        picture: Image.Image | None = None
         if isinstance(image, bytes):
-            item.pixels = decode_image(image, self.limits)
+            picture = decode_picture(image, self.limits, item.check_time)
         elif image.dtype != np.float32:
-            item.pixels = check_pixels(np.asarray(image), self.limits)
+            picture = Image.fromarray(check_pixels(np.asarray(image), self.limits))
         check_prediction_count(item.request.prediction_count)
         if item.request.options is not None:
             check_options(item.options, self.sources, self.bank.granularity, self.classifier.classes)
-            check_overlay(item.options, item.pixels is not None)
-        if item.pixels is not None:
-            item.tensor = torch.from_numpy(self.preprocessing.apply(item.pixels))
+            check_overlay(item.options, picture is not None)
+        if picture is not None:
+            item.tensor = torch.from_numpy(self.preprocessing.apply_to_picture(picture))
             # Only pictures need the pixels again, and no picture is larger: whole photographs of a batch would add up.
-            item.pixels = fit_within(item.pixels) if item.options.outputs & PICTURES else None
+            item.pixels = fit_within(np.array(picture)) if item.options.outputs & PICTURES else None
         else:
             item.tensor = check_tensor(np.asarray(image, dtype=np.float32), self.classifier.input_shape)
 
@@ -232,30 +253,32 @@ class Explainer:
         clock.switch("predict")
         images = torch.stack([item.tensor for item in items]).to(self.classifier.device)
         trace: Trace | None = None
+        generation: GenerationRun | None = None
         if kind is PredictionPass.TRACED:
-            trace = self.classifier.trace(images)
+            trace = self._accelerated.trace(images)
             logits = trace.logits.detach()
         elif kind is PredictionPass.RECORDED:
-            trace = self.classifier.observe(images)
-            logits = trace.logits
+            generation = self.backend.generate(images)
+            logits = generation.logits
         else:
-            with torch.no_grad():
-                logits = self.classifier(images)
+            logits = self.backend.logits(images)
         targets: list[list[int]] = []
-        for item, row in zip(items, logits, strict=True):
+        decisions = decide(logits, max(item.ranking_depth for item in items))
+        for item, row, decision in zip(items, logits, decisions, strict=True):
             targets.append([])
             with errors_of(item):
-                item.logits = check_finite(row)
+                check_finite(row)
+                item.decision = decision
                 if item.request.options is not None:
                     targets[-1] = self._targets(item)
         if any(targets):
             clock.switch("pathway")
-        if trace is not None and kind is PredictionPass.TRACED:
+        if trace is not None:
             self._select(items, targets, trace)
             return
-        if trace is not None and any(targets):
+        if generation is not None and any(targets):
             assert self.generator is not None, "the options were checked"  # noqa: S101
-            generate_rows(self.generator, self.bank, items, targets, logits, trace.activations)
+            generate_rows(self.classifier, self.generator, items, targets, generation.pathway())
             return
         for item, classes in zip(items, targets, strict=True):
             if classes:
@@ -263,7 +286,7 @@ class Explainer:
                     item.rows = self._integrate(item, classes) if item.is_integrated else self._transfer(item, classes)
 
     def _transfer(self, item: Item, classes: Sequence[int]) -> list[Row]:
-        return [Row(item, target, self.bank.transfer([target])) for target in classes]
+        return [Row(item, target, self._results.stored(target).pathway, is_stored=True) for target in classes]
 
     def _integrate(self, item: Item, classes: Sequence[int]) -> list[Row]:
         check_integration(item.options.integration_steps, len(classes))
@@ -271,7 +294,7 @@ class Explainer:
         rows = []
         for target in classes:
             contributions = neuron_intgrad(
-                self.classifier,
+                self._accelerated,
                 image,
                 torch.tensor([target], device=image.device),
                 item.options.integration_steps,
@@ -279,36 +302,44 @@ class Explainer:
                 largest_batch=LARGEST_RUN,
                 before_pass=item.check_time,
             )
-            rows.append(Row(item, target, self._pathway(item, contributions)))
+            sparsity = self._checked_sparsity(item, contributions)
+            rows.append(Row(item, target, contributions.select(sparsity)))
         return rows
 
     def _select(self, items: Sequence[Item], targets: Sequence[Sequence[int]], trace: Trace) -> None:
         ranks = max(map(len, targets))
         granularities = {item.options.granularity or self.bank.granularity for item in items}
         for rank in range(ranks):
+            # Ends early for all or for none: the pass is the same however many of them it is for.
+            if all(item.expire() for item in items):
+                return
             # An item with fewer targets repeats its first one, so that the batch stays whole; its row is not used.
             classes = [wanted[rank] if rank < len(wanted) else (wanted or [0])[0] for wanted in targets]
             target = torch.tensor(classes, device=trace.logits.device)
             gradients = tap_gradients(trace, target, keep_graph=rank < ranks - 1)
             for granularity in granularities:
                 contributions = first_order(self.classifier.taps, trace.activations, gradients, granularity)
+                chosen: dict[float, list[int]] = defaultdict(list)
                 for index, (item, wanted) in enumerate(zip(items, targets, strict=True)):
                     if rank < len(wanted) and (item.options.granularity or self.bank.granularity) is granularity:
                         with errors_of(item):
-                            pathway = self._pathway(item, contributions[index : index + 1])
-                            item.rows.append(Row(item, wanted[rank], pathway))
+                            chosen[self._checked_sparsity(item, contributions[index : index + 1])].append(index)
+                for sparsity, indices in chosen.items():
+                    pathways = contributions[indices].select(sparsity)
+                    for position, index in enumerate(indices):
+                        items[index].rows.append(Row(items[index], targets[index][rank], pathways, position=position))
 
-    def _pathway(self, item: Item, contributions: Contributions) -> Pathway:
+    def _checked_sparsity(self, item: Item, contributions: Contributions) -> float:
+        """Return the sparsity at which the item's neurons are to be selected, if their contributions are finite."""
         for signed in contributions.signed:
             check_finite(signed, "A contribution")
-        sparsity = item.options.sparsity
-        return contributions.select(self.default_sparsity if sparsity is None else sparsity)
+        return self.default_sparsity if item.options.sparsity is None else item.options.sparsity
 
     def _targets(self, item: Item) -> list[int]:
         wanted = item.options.targets
         top_k = wanted.top_k or (0 if wanted.class_indices or wanted.labels else 1)
         targets = [
-            *item.ranking[:top_k],
+            *item.decision.ranking[:top_k],
             *(self._class_index(index, "options.targets.class_indices") for index in wanted.class_indices),
             *(self._class_index(label, "options.targets.labels") for label in wanted.labels),
         ]
@@ -328,61 +359,11 @@ class Explainer:
             metadata={"class": selector, "classes": self.classifier.classes},
         )
 
-    # Stage "gradient": the pathway network, forward and backward.
-
-    def _run_pathways(self, rows: Sequence[Row]) -> None:
-        groups: dict[tuple[Granularity, Ablation, bool], list[Row]] = defaultdict(list)
-        for row in rows:
-            groups[row.pathway.granularity, row.pathway.ablation, row.needs_gradient].append(row)
-        for (_, _, needs_gradient), group in groups.items():
-            for chunk in _chunks(group):
-                if live := [row for row in chunk if not row.item.expire()]:
-                    with errors_of(*(row.item for row in live)):
-                        self._run(live, needs_gradient)
-
-    def _run(self, rows: Sequence[Row], needs_gradient: bool) -> None:
-        device = self.classifier.device
-        images = torch.stack([row.item.tensor for row in rows]).to(device)
-        pathway = Pathway.concatenate([row.pathway for row in rows])
-        if not needs_gradient:
-            with torch.no_grad():
-                logits = self.classifier(images, pathway)
-            for row, values in zip(rows, logits, strict=True):
-                with errors_of(row.item):
-                    row.logits = check_finite(values, "The pathway network's output")
-            return
-        target = torch.tensor([row.target for row in rows], device=device)
-        with_contributions = any(row.item.options.top_neurons for row in rows)
-        run = run_pathway(self.classifier, images, target, pathway, with_contributions)
-        for index, row in enumerate(rows):
-            with errors_of(row.item):
-                row.logits = check_finite(run.logits[index], "The pathway network's output")
-                row.gradient = check_finite(run.gradient[index], "The pathway gradient")
-                if run.contributions is not None and row.item.options.top_neurons:
-                    contributions = run.contributions[index : index + 1]
-                    for signed in contributions.signed:
-                        check_finite(signed, "A contribution")
-                    row.top_neurons = find_top_neurons(row.pathway, contributions, row.item.options.top_neurons)
-                if row.item.options.linearity_radius is not None:
-                    row.item.check_time()
-                    row.linearity = self._linearity(row, row.gradient, row.item.options.linearity_radius)
-
-    def _linearity(self, row: Row, gradient: Tensor, radius: float) -> Linearity:
-        images = row.item.tensor[None].to(gradient.device)
-        target = torch.tensor([row.target], device=gradient.device)
-        error = linearity_error(self.classifier, images, target, row.pathway, gradient[None], radius, POINTS)
-        return Linearity(radius, POINTS, float(check_finite(error, "The linearity error")))
-
     # Stage "encode": tensors into the result's numbers, masks and pictures.
 
     def _build_result(self, item: Item) -> ExplanationResult:
         explanations = tuple(self._results.explanation(row) for row in item.rows)
         return ExplanationResult(self._results.predictions(item), explanations, model=self.model)
-
-
-def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(values), LARGEST_RUN):
-        yield values[start : start + LARGEST_RUN]
 
 
 def _raise_first(answers: Sequence[ExplanationResult | PathlensError]) -> list[ExplanationResult]:

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -14,18 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathlens.errors import DeadlineExceededError, InternalError, PathlensError, ResourceExhaustedError
+from pathlens.explainer.decision import Decision
 from pathlens.explanation import (
     ExplanationOptions,
     ExplanationRequest,
     ExplanationResult,
+    Faithfulness,
     Linearity,
     NeuronContribution,
     Output,
     PathwaySource,
+    TapMask,
 )
 from pathlens.pathways.pathway import Pathway
 
-_DRAWN_FROM_GRADIENT = frozenset({Output.MAP, Output.HEATMAP, Output.OVERLAY})
+DRAWN_FROM_GRADIENT = frozenset({Output.MAP, Output.HEATMAP, Output.OVERLAY})
+_DEFAULTS = ExplanationOptions()
+_NOTHING = torch.empty(0)
+_UNDECIDED = Decision(np.empty(0, np.float32), np.empty(0, np.float32), [])
 _logger = logging.getLogger(__name__)
 
 
@@ -53,8 +60,8 @@ class Item:
     request: ExplanationRequest
     error: PathlensError | None = None
     pixels: NDArray[np.uint8] | None = None
-    tensor: Tensor = field(default_factory=lambda: torch.empty(0))
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    tensor: Tensor = _NOTHING
+    decision: Decision = _UNDECIDED
     rows: list["Row"] = field(default_factory=list)
     result: ExplanationResult | None = None
 
@@ -85,49 +92,86 @@ class Item:
         if self.expire() and self.error is not None:
             raise self.error
 
-    @cached_property
-    def probabilities(self) -> Tensor:
-        """Softmax of the logits, float32 [K]."""
-        return self.logits.softmax(0)
-
-    @cached_property
-    def ranking(self) -> list[int]:
-        """All classes, most probable first; of equal ones the lowest index, as argmax has it."""
-        ranking: list[int] = self.logits.argsort(descending=True, stable=True).tolist()
-        return ranking
-
     @property
     def options(self) -> ExplanationOptions:
         """What was asked; the defaults for a prediction, which has no rows to apply them to."""
-        return self.request.options or ExplanationOptions()
+        return self.request.options or _DEFAULTS
+
+    @property
+    def ranking_depth(self) -> int:
+        """How many of the most probable classes the answer needs."""
+        return max(self.request.prediction_count, self.options.targets.top_k, 1)
 
 
 @dataclass(eq=False)
 class Row:
-    """One target of one item, on its way to an explanation."""
+    """One target of one item, on its way to an explanation.
+
+    Attributes:
+        item: The request.
+        target: The class that is explained.
+        pathways: Of all rows that were made together.
+        position: Of this row's pathway among them.
+        is_stored: Whether the pathway is the stored one of the target's own class.
+        logits: Of the pathway network, float32 [K].
+        gradient: Of the target's logit there, float32 [C, H, W].
+        sparsity: Of the pathway.
+        class_pathway_iou: Its overlap with the stored pathway of the target.
+        masks: Of its taps, if they are asked for.
+        map: The reduced gradient, if a map or picture is asked for.
+        faithfulness: If it is asked for.
+        top_neurons: As many as are asked for.
+        linearity: If it is asked for.
+    """
 
     item: Item
     target: int
-    pathway: Pathway
+    pathways: Pathway
+    position: int = 0
+    is_stored: bool = False
     logits: Tensor | None = None
     gradient: Tensor | None = None
+    sparsity: float = 0.0
+    class_pathway_iou: float | None = None
+    masks: tuple[TapMask, ...] = ()
+    map: NDArray[np.float32] | None = None
+    faithfulness: Faithfulness | None = None
     top_neurons: tuple[NeuronContribution, ...] = ()
     linearity: Linearity | None = None
+
+    @cached_property
+    def pathway(self) -> Pathway:
+        """The pathway of this row alone."""
+        return self.pathways[self.position : self.position + 1] if len(self.pathways) > 1 else self.pathways
 
     @property
     def needs_gradient(self) -> bool:
         """Whether the pathway network must run forward and backward."""
         options = self.item.options
         return (
-            bool(options.outputs & _DRAWN_FROM_GRADIENT)
+            bool(options.outputs & DRAWN_FROM_GRADIENT)
             or options.top_neurons > 0
             or options.linearity_radius is not None
         )
 
     @property
+    def is_transferred(self) -> bool:
+        """Whether the pathway network may be run as the stored one of its class, which shows no contributions."""
+        return self.is_stored and not self.item.options.top_neurons
+
+    @property
     def needs_run(self) -> bool:
         """Whether the pathway network must run at all."""
         return self.needs_gradient or Output.FAITHFULNESS in self.item.options.outputs
+
+
+def join_pathways(rows: Sequence[Row]) -> Pathway:
+    """Return the pathways of rows of one granularity and ablation as one batch."""
+    parts = []
+    for pathways, group in groupby(rows, key=lambda row: row.pathways):
+        positions = [row.position for row in group]
+        parts.append(pathways if positions == list(range(len(pathways))) else pathways[positions])
+    return Pathway.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 @contextmanager
@@ -138,7 +182,7 @@ def errors_of(*items: Item) -> Iterator[None]:
         return
     except PathlensError as known:
         error = known
-    except torch.OutOfMemoryError as memory:
+    except (torch.OutOfMemoryError, MemoryError) as memory:
         error = ResourceExhaustedError(
             "The device has no memory left for this request; ask for fewer targets or send fewer images at once.",
             reason="OUT_OF_MEMORY",

@@ -23,6 +23,16 @@ def hold_out(total: int, share: float, largest: int) -> tuple[list[int], list[in
     return sorted(set(range(total)) - set(held_out)), held_out
 
 
+def thin_out(positions: Sequence[int], largest: int) -> list[int]:
+    """Take some of many positions, evenly spread.
+
+    Args:
+        positions: To take from.
+        largest: Most to take.
+    """
+    return list(positions[:: max(1, math.ceil(len(positions) / largest))])
+
+
 def set_apart(positions: Sequence[int], predicted: Tensor, share: float, largest: int) -> tuple[list[int], list[int]]:
     """Divide images into those that train and those that validate, of each class alike.
 

@@ -1,6 +1,6 @@
 """Fitting: from a classifier and images to a generator, class pathways that were put to the test, and a bundle."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +11,20 @@ from pathlens.bundle.manifest import FitPart
 from pathlens.bundle.store import Bundle
 from pathlens.classifier.captured import CapturedClassifier
 from pathlens.classifier.images import ImageSource
-from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.description import ClassPathwaySelection
 from pathlens.errors import FitError
 from pathlens.evaluation.transfer import HeldOut
+from pathlens.explainer import Explainer
 from pathlens.explanation import PathwaySource
 from pathlens.fitting.batch_plan import BatchPlan
 from pathlens.fitting.checkpoint import Checkpoint
-from pathlens.fitting.division import hold_out, set_apart
+from pathlens.fitting.division import hold_out, set_apart, thin_out
 from pathlens.fitting.held_out_test import HeldOutTest
 from pathlens.fitting.progress import FitProgress, Silence
 from pathlens.fitting.reading import ImageReader
+from pathlens.fitting.reference import measure_reference
 from pathlens.fitting.settings import FitSettings
+from pathlens.fitting.subject import FitSubject
 from pathlens.fitting.survey import Survey, survey
 from pathlens.fitting.training_loop import LOST, run_training
 from pathlens.generator.class_pathways import ClassPathwaySettings, ClassPathwayTraining
@@ -32,31 +34,13 @@ from pathlens.generator.training import GeneratorSettings, GeneratorTraining
 from pathlens.pathways.bank import ClassPathwayBank, count_pathways
 from pathlens.pathways.neuron_mct import contributions_of_trace
 from pathlens.pathways.pathway import Pathway
+from pathlens.pathways.reference import ReferenceDistribution
 from pathlens.pathways.replacement import Replacement
 from pathlens.version import __version__
 
 KILLED = "A process that reads images was killed; is memory short? Lower --workers. The same command goes on later."
 SILENCE = Silence()
 ALONE = ProcessGroup()
-
-
-@dataclass(frozen=True, eq=False)
-class FitSubject:
-    """What is fitted, on what.
-
-    Attributes:
-        classifier: The captured classifier, on the device to compute on.
-        preprocessing: From pixels to the classifier's input.
-        labels: One per class; labels of the images are not needed, the classifier's predictions are.
-        images: What to fit on.
-        workers: Processes that read images.
-    """
-
-    classifier: CapturedClassifier
-    preprocessing: Preprocessing
-    labels: Sequence[str]
-    images: ImageSource
-    workers: int = 0
 
 
 def fit(
@@ -92,6 +76,7 @@ def fit(
         "classifier": classifier.fingerprint,
         "preprocessing": subject.preprocessing.to_json(),
         "images": subject.images.fingerprint,
+        "held_out_images": subject.held_out_images.fingerprint if subject.held_out_images is not None else None,
         "processes": group.size,
         "pathlens": __version__,
     }
@@ -116,19 +101,19 @@ class _Fit:
 
     def run(self) -> Bundle | None:
         subject, settings, classifier = self.subject, self.settings, self.subject.classifier
-        building, testing = hold_out(len(subject.images), settings.held_out, settings.largest_held_out)
+        building, held_out = self._divide()
         seen = self._survey(building)
         readable = seen.positions(range(classifier.classes))
         images = seen.images
         enough = [label for label, count in enumerate(images) if count >= settings.minimum_images]
-        self._check(enough, images, len(testing))
+        self._check(enough, images, len(subject.images) - len(building))
         masks, replacement = self._class_pathways(enough, seen)
         generator = self._generator(readable, seen, replacement)
         if not self.group.is_first:
             return None
         totals = count_pathways(
             (batch.predicted, pathway)
-            for batch, pathway in self._pathways(readable, "Instance pathways", generator, replacement)
+            for batch, pathway in self._pathways(self._reader, readable, "Instance pathways", generator, replacement)
         )
         # In batches of another size, an image between two classes may be predicted as the other one.
         counts = {label: totals[label] for label in enough if label in totals}
@@ -141,7 +126,8 @@ class _Fit:
             replacement=replacement,
             too_few={label: count for label, count in enumerate(images) if label not in counts},
         ).to(classifier.device)
-        held_out = self._test(bank, testing, generator, replacement)
+        self._test(bank, thin_out(held_out, settings.largest_tested), generator, replacement)
+        reference = self._reference(bank, held_out, generator)
         return Bundle(
             name=settings.name,
             classifier=classifier,
@@ -149,19 +135,28 @@ class _Fit:
             labels=tuple(subject.labels),
             bank=bank.to("cpu"),
             generator=generator.frozen("cpu") if generator is not None else None,
+            reference=reference,
             source=settings.source,
             instance_sparsity=settings.sparsity,
             minimum_images=settings.minimum_images,
             fit=FitPart(
                 images=len(readable),
-                held_out_images=held_out,
-                skipped_images=len(subject.images.skipped),
+                held_out_images=len(set(held_out) - set(self._held_out_images.reasons)),
+                skipped_images=len(subject.skipped),
                 seed=settings.seed,
                 pathlens_version=__version__,
                 torch_version=torch.__version__,
                 settings=dict(settings.to_json()),
             ),
         )
+
+    def _divide(self) -> tuple[list[int], list[int]]:
+        """Return which of the images build, and which of `_held_out_images` are held out."""
+        subject, settings = self.subject, self.settings
+        if subject.held_out_images is None:
+            return hold_out(len(subject.images), settings.held_out, settings.largest_held_out)
+        held_out = thin_out(range(len(subject.held_out_images)), settings.largest_held_out)
+        return list(range(len(subject.images))), held_out
 
     # What each stage finds out; survey and trainings are in the checkpoint once they are done.
 
@@ -291,11 +286,11 @@ class _Fit:
 
     def _test(
         self, bank: ClassPathwayBank, testing: list[int], generator: PathwayGenerator | None, replacement: Replacement
-    ) -> int:
-        """Fill the bank's statistics; return the number of held-out images."""
-        settings, images = self.settings, self.subject.images
+    ) -> None:
+        """Fill the bank's statistics."""
+        settings, images = self.settings, self._held_out_images
         batches, pathways = [], []
-        for batch, pathway in self._pathways(testing, "Held-out images", generator, replacement):
+        for batch, pathway in self._pathways(self._held_out_reader, testing, "Held-out images", generator, replacement):
             batches.append(batch)
             pathways.append(pathway)
         if not batches:
@@ -316,15 +311,41 @@ class _Fit:
             for label in bank.counts:
                 bank.statistics[label] = test.statistics(bank, label, overlaps.get(label), settings.source)
                 stage.advance(1)
-        return len(held_out.images)
+
+    def _reference(
+        self, bank: ClassPathwayBank, held_out: list[int], generator: PathwayGenerator | None
+    ) -> Mapping[PathwaySource, ReferenceDistribution]:
+        """Explain the held-out images as the bundle will when it serves."""
+        subject = self.subject
+        explainer = Explainer(
+            subject.classifier,
+            subject.preprocessing,
+            subject.labels,
+            bank,
+            self.settings.sparsity,
+            generator=generator,
+        )
+        with self.progress.stage("Reference explanations", len(held_out)) as stage:
+
+            def shown() -> Iterator[Tensor]:
+                for positions, batch in self._held_out_reader.read(self._batches(held_out)):
+                    yield batch
+                    stage.advance(len(positions))
+
+            return measure_reference(explainer, shown(), (PathwaySource.TRANSFERRED, self.settings.source))
 
     def _pathways(
-        self, positions: list[int], name: str, generator: PathwayGenerator | None, replacement: Replacement
+        self,
+        reader: ImageReader,
+        positions: list[int],
+        name: str,
+        generator: PathwayGenerator | None,
+        replacement: Replacement,
     ) -> Iterator[tuple[HeldOut, Pathway]]:
         """Predict images and find the pathway of each prediction, batch by batch."""
         classifier, settings = self.subject.classifier, self.settings
         with self.progress.stage(name, len(positions)) as stage:
-            for read, values in self._reader.read(self._batches(positions)):
+            for read, values in reader.read(self._batches(positions)):
                 images = values.to(classifier.device)
                 if generator is not None:
                     whole = classifier.observe(images)
@@ -342,6 +363,14 @@ class _Fit:
     @property
     def _reader(self) -> ImageReader:
         return ImageReader(self.subject.images, self.subject.preprocessing, self.subject.workers)
+
+    @property
+    def _held_out_reader(self) -> ImageReader:
+        return ImageReader(self._held_out_images, self.subject.preprocessing, self.subject.workers)
+
+    @property
+    def _held_out_images(self) -> ImageSource:
+        return self.subject.images if self.subject.held_out_images is None else self.subject.held_out_images
 
     def _batches(self, positions: list[int]) -> list[list[int]]:
         size = self.settings.batch_size

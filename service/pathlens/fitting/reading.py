@@ -1,11 +1,15 @@
 """Images on their way to the classifier: read and preprocessed by other processes while this one computes."""
 
+import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
 from types import FrameType
 
 import numpy as np
@@ -16,7 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from pathlens.classifier.images import ImageSource
 from pathlens.classifier.preprocessing import Preprocessing
-from pathlens.errors import PathlensError
+from pathlens.errors import FitError, PathlensError
+
+# The fork server's UNIX socket lies in a temporary folder, and the system cuts such paths off near 108 characters;
+# multiprocessing's own part of the path takes about 30.
+_LONGEST_BASE = 60
+_SHORT_BASE = "/tmp"  # noqa: S108 - multiprocessing makes a private folder there
 
 
 class ImageReader:
@@ -31,6 +40,7 @@ class ImageReader:
 
     Raises:
         ValueError: If there are fewer than 0 workers.
+        FitError: By `read`, if no process can be started for them.
     """
 
     def __init__(self, images: ImageSource, preprocessing: Preprocessing, workers: int) -> None:
@@ -57,9 +67,8 @@ class ImageReader:
             batch_sampler=[list(batch) for batch in batches],
             num_workers=workers,
             collate_fn=_collate,
-            worker_init_fn=_leave_interrupts_to_parent,
-            # Forked workers share the mapping of an NPZ file; started anew, each would be sent all of it.
-            multiprocessing_context="fork" if workers else None,
+            # Forked from this process, which may have threads and gRPC, a worker could crash.
+            multiprocessing_context=_fork_server() if workers else None,
             # The loader draws a seed for its workers, which need none; this process's own numbers stay as they are.
             generator=torch.Generator(),
         )
@@ -108,14 +117,42 @@ def _collate(inputs: list[_Input]) -> _Batch:
     )
 
 
-def _leave_interrupts_to_parent(_worker: int) -> None:
-    # The terminal sends Ctrl-C to all processes. The parent ends its workers; their own tracebacks would hide its one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _fork_server() -> ForkServerContext:
+    """Start the process that workers are forked from, with all that they import, unless it runs already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    # This one lets the signal through when it starts.
+    resource_tracker.ensure_running()
+    # The terminal sends Ctrl-C to all processes. The parent ends its workers, which inherit the mask; their own
+    # tracebacks would hide its one.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        with _short_temporary_folder():
+            forkserver.ensure_running()
+    except OSError as error:
+        raise FitError(
+            f"No process that reads images can be started ({error}): set TMPDIR to a writable folder whose path has at"
+            f" most {_LONGEST_BASE} characters, or give --workers 0."
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    before = tempfile.tempdir
+    if len(tempfile.gettempdir()) > _LONGEST_BASE:
+        tempfile.tempdir = _SHORT_BASE
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let a Ctrl-C wait: Python loses one that comes while it forks, and a worker that starts would show its own."""
+    """Let a Ctrl-C wait: workers that are half started would stay."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield

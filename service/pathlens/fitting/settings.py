@@ -31,8 +31,11 @@ class FitSettings:
         class_steps: Length of the training of two-sided class pathways.
         training_batch: Images in one step of a training, over all processes.
         minimum_images: A class with fewer images gets no pathway rather than a made-up one.
-        held_out: Fraction of the images that build nothing but test the bank, in (0, 0.5].
-        largest_held_out: Most held-out images; they are kept in memory, and fewer are held out of many.
+        held_out: Fraction of the images that build nothing but test the bank, in (0, 0.5], unless there are others to
+            do that.
+        largest_held_out: Most held-out images; fewer are held out of many, evenly spread.
+        largest_tested: Most of them that test the bank, evenly spread; they are kept in memory. All of them tell what
+            explanations look like, which takes some 120 images of a class to tell well.
         others: Most held-out images of other classes that test one class.
         validation: Fraction of the other images that validate the masks of a training instead of training them, in
             (0, 0.5].
@@ -58,7 +61,8 @@ class FitSettings:
     training_batch: int = 64
     minimum_images: int = 5
     held_out: float = 0.2
-    largest_held_out: int = 512
+    largest_held_out: int = 2048
+    largest_tested: int = 512
     others: int = 64
     validation: float = 0.1
     largest_validation: int = 1024

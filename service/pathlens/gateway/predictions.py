@@ -5,6 +5,9 @@ from pathlens.wire.internal.v1 import torchserve_pb2, worker_pb2
 PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 """Full name of the call, as `grpc.Channel.unary_unary` takes it."""
 
+PING = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Ping"
+"""Full name of the call that the JVM answers by itself, whatever the workers do."""
+
 # The key under which the handler finds the request.
 _INPUT_KEY = "pathlens"
 

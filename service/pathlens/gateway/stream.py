@@ -17,7 +17,7 @@ async def answered(
     answer takes its time, the next request stays unread. Leaving early ends everything that was begun.
 
     Args:
-        requests: Where requests come from.
+        requests: Where requests come from. An error ends the stream, after the answers to those before it.
         answer: Answers one request. An error ends the stream.
         window: Most requests at a time.
 
@@ -27,16 +27,20 @@ async def answered(
     working: set[asyncio.Task[Response]] = set()
     reading: asyncio.Task[Request | None] | None = None
     exhausted = False
+    failure: BaseException | None = None
     try:
         while True:
             if reading is None and not exhausted and len(working) < window:
                 reading = asyncio.create_task(_next(requests))
             awaited: set[asyncio.Task[object]] = {*working} if reading is None else {*working, reading}
             if not awaited:
+                if failure is not None:
+                    raise failure
                 return
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if reading is not None and reading.done():
-                request = reading.result()
+                failure = reading.exception()
+                request = None if failure is not None else reading.result()
                 reading = None
                 if request is None:
                     exhausted = True

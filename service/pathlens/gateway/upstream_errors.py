@@ -1,10 +1,12 @@
 """What TorchServe's failures mean."""
 
 import logging
+from collections.abc import Mapping
 
 import grpc
 
 from pathlens.errors import (
+    DeadlineExceededError,
     InternalError,
     InvalidRequestError,
     NotFoundError,
@@ -78,6 +80,24 @@ def error_from_upstream(code: grpc.StatusCode, details: str, model_name: str) ->
     return InternalError("The model server failed; the gateway's log has the details.", metadata=metadata)
 
 
+def torchserve_restarting(model_name: str, retry_after: float) -> UnavailableError:
+    """Tell that there is no TorchServe at the moment.
+
+    Args:
+        model_name: The model that was asked.
+        retry_after: Seconds after which there may be one again.
+
+    Returns:
+        The error for the caller.
+    """
+    return UnavailableError(
+        f"TorchServe is being restarted and model {model_name!r} with it: repeat the request in {retry_after:g} s.",
+        reason="TORCHSERVE_RESTARTING",
+        metadata={"model": model_name, "retry_after": f"{retry_after:g}"},
+        retry_after=retry_after,
+    )
+
+
 def message_too_large(limit: str, metadata: dict[str, str]) -> InvalidRequestError:
     """Refuse a request that does not fit into one message to TorchServe.
 
@@ -95,24 +115,97 @@ def message_too_large(limit: str, metadata: dict[str, str]) -> InvalidRequestErr
     )
 
 
-def queue_full(calls: int, max_calls: int, size: int, max_bytes: int) -> ResourceExhaustedError:
-    """Refuse a request for which TorchServe has no room.
+def queue_full(model_name: str, metadata: Mapping[str, object]) -> ResourceExhaustedError:
+    """Refuse a request for which there is no room, neither at TorchServe nor among those who wait.
 
     Args:
-        calls: Requests that it holds.
-        max_calls: Most requests that it may hold.
-        size: Bytes of these requests.
-        max_bytes: Most bytes that it may hold.
+        model_name: The model that was asked.
+        metadata: What is full, and the limits.
 
     Returns:
         The error for the caller.
     """
     return ResourceExhaustedError(
-        f"The gateway has {calls} requests of {size} bytes in flight and takes at most {max_calls} of {max_bytes}"
-        f" bytes: repeat the request in {FULL_RETRY_SECONDS} s.",
+        f"Model {model_name!r} has as many requests in flight and waiting as the gateway's limits allow: repeat the"
+        f" request in {FULL_RETRY_SECONDS} s.",
         reason="QUEUE_FULL",
-        metadata={"in_flight": calls, "limit": max_calls, "bytes": size, "bytes_limit": max_bytes},
+        metadata={"model": model_name, **metadata},
         retry_after=FULL_RETRY_SECONDS,
+    )
+
+
+def too_many_calls(limit: int) -> ResourceExhaustedError:
+    """Refuse a call because of all the others.
+
+    Args:
+        limit: Most calls in progress.
+
+    Returns:
+        The error for the caller.
+    """
+    return ResourceExhaustedError(
+        f"The gateway has {limit} calls in progress, as many as it may: repeat the request in {FULL_RETRY_SECONDS} s.",
+        reason="TOO_MANY_CALLS",
+        metadata={"limit": limit},
+        retry_after=FULL_RETRY_SECONDS,
+    )
+
+
+def too_many_bulk_calls(metadata: Mapping[str, object]) -> ResourceExhaustedError:
+    """Refuse a stream or a batch because of the others.
+
+    Args:
+        metadata: How many calls and bytes there are, and the limits.
+
+    Returns:
+        The error for the caller.
+    """
+    return ResourceExhaustedError(
+        "The gateway has as many streams and batches in progress as its limits allow: repeat the request in"
+        f" {FULL_RETRY_SECONDS} s.",
+        reason="TOO_MANY_BULK_CALLS",
+        metadata=metadata,
+        retry_after=FULL_RETRY_SECONDS,
+    )
+
+
+def deadline_too_short(model_name: str, remaining: float, wait: float, cost: float) -> DeadlineExceededError:
+    """Refuse a request that would not be answered in time.
+
+    Args:
+        model_name: The model that was asked.
+        remaining: Seconds until the deadline.
+        wait: Seconds that it would wait for others.
+        cost: Seconds that the handler would take.
+
+    Returns:
+        The error for the caller.
+    """
+    return DeadlineExceededError(
+        f"Model {model_name!r} is expected to answer in {wait + cost:.3g} s, {wait:.3g} s of them for others, and the"
+        f" deadline of the request is in {remaining:.3g} s: allow more time.",
+        reason="DEADLINE_TOO_SHORT",
+        metadata={
+            "model": model_name,
+            "expected": f"{wait + cost:.3g}",
+            "waiting": f"{wait:.3g}",
+            "remaining": f"{remaining:.3g}",
+        },
+    )
+
+
+def time_is_up(model_name: str) -> DeadlineExceededError:
+    """Tell that the caller's time was up.
+
+    Args:
+        model_name: The model that was asked.
+
+    Returns:
+        The error for the caller.
+    """
+    return DeadlineExceededError(
+        f"Model {model_name!r} did not answer within the deadline of the request: allow more time.",
+        metadata={"model": model_name},
     )
 
 

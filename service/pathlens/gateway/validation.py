@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pathlens.errors import InvalidRequestError, NotFoundError
 from pathlens.explanation import LINEARITY_RADII, MAX_INTEGRATION_STEPS, MAX_TARGETS, MAX_TOP_NEURONS, Output
 from pathlens.gateway.quoting import shortened
+from pathlens.gateway.settings import GatewaySettings
+from pathlens.image_header import check_picture_size, picture_size
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 _ELEMENT_BYTES = {messages.DATA_TYPE_UINT8: 1, messages.DATA_TYPE_FLOAT32: 4}
@@ -21,20 +24,24 @@ _MAX_OPTIONS_BYTES = 64 * 1024
 _MAX_ID_LENGTH = 1024
 
 
-def check_explain(request: messages.ExplainRequest, model: messages.Model, max_image_bytes: int) -> None:
+def check_explain(request: messages.ExplainRequest, model: messages.Model, settings: GatewaySettings) -> int | None:
     """Check a request of Explain.
 
     Args:
         request: The request.
         model: The model that it asks.
-        max_image_bytes: Largest image.
+        settings: The limits of an image.
+
+    Returns:
+        The number of pixels, as of `check_image`.
 
     Raises:
         InvalidRequestError: The request is wrong; the error names the field.
         NotFoundError: The model has no such class.
     """
-    check_image(request.image, max_image_bytes)
+    pixels = check_image(request.image, settings)
     check_options(request.options, model)
+    return pixels
 
 
 def check_class_pathway(request: messages.GetClassPathwayRequest, model: messages.Model) -> None:
@@ -77,35 +84,47 @@ def check_stream_id(request: messages.StreamExplainRequest) -> None:
         )
 
 
-def check_image(image: messages.Image, max_image_bytes: int) -> None:
+def check_image(image: messages.Image, settings: GatewaySettings) -> int | None:
     """Check an image without decoding it.
+
+    Of a file, its header is read as far as a bounded number of steps goes. A file that does not say how large it is
+    passes: whatever decodes it keeps the same limits and knows what is wrong with it.
 
     Args:
         image: The image.
-        max_image_bytes: Most bytes of an encoded file or of a tensor's data.
+        settings: Most bytes of an encoded file or of a tensor's data, and most pixels.
+
+    Returns:
+        The number of pixels; None of a file that does not say it.
 
     Raises:
-        InvalidRequestError: The image is missing, empty, too large, or a tensor that contradicts itself.
+        InvalidRequestError: The image is missing, empty, too large, made to take long, or a tensor that contradicts
+            itself.
     """
     kind = image.WhichOneof("content")
     if kind is None:
         raise InvalidRequestError(
             "The request has no image: set image.encoded or image.tensor.", reason="IMAGE_MISSING", field="image"
         )
-    size = len(image.encoded) if kind == "encoded" else len(image.tensor.data)
-    if size > max_image_bytes:
+    # Each look at the field copies the whole file.
+    encoded = image.encoded if kind == "encoded" else b""
+    size, limit = len(encoded) if kind == "encoded" else len(image.tensor.data), settings.max_image_bytes
+    if size > limit:
         raise InvalidRequestError(
-            f"The image has {size} bytes: send at most {max_image_bytes}.",
+            f"The image has {size} bytes: send at most {limit}.",
             reason="IMAGE_TOO_LARGE",
             field="image",
-            metadata={"bytes": size, "limit": max_image_bytes},
+            metadata={"bytes": size, "limit": limit},
         )
     if kind == "tensor":
         _check_tensor(image.tensor)
-    elif size == 0:
+        return _checked_pixels(_tensor_size(image.tensor), settings)
+    if size == 0:
         raise InvalidRequestError(
             "The image has no bytes: send a whole JPEG, PNG or WebP file.", reason="IMAGE_EMPTY", field="image.encoded"
         )
+    picture = picture_size(encoded)
+    return None if picture is None else _checked_pixels(picture, settings)
 
 
 def check_options(options: messages.ExplanationOptions, model: messages.Model) -> None:
@@ -205,6 +224,18 @@ def _check_tensor(tensor: messages.Tensor) -> None:
         )
 
 
+def _tensor_size(tensor: messages.Tensor) -> tuple[int, int]:
+    # The classifier's own input is float32 and has its channels first, pixels have them last.
+    height, width = tensor.shape[-2:] if tensor.data_type == messages.DATA_TYPE_FLOAT32 else tensor.shape[:2]
+    return width, height
+
+
+def _checked_pixels(size: tuple[int, int], settings: GatewaySettings) -> int:
+    check_picture_size(size, settings.max_image_pixels)
+    width, height = size
+    return width * height
+
+
 def _check_enum(option: str, value: int) -> None:
     names_of_values = _OPTION_VALUES[option]
     if value not in names_of_values:
@@ -229,7 +260,7 @@ def _check_class_indices(indices: Sequence[int], model: messages.Model, field: s
 def _check_labels(labels: Sequence[str], model: messages.Model, field: str) -> None:
     if not labels:
         return
-    known = frozenset(model.labels)
+    known = _label_set(_ByIdentity(model))
     for label in labels:
         if label not in known:
             raise NotFoundError(
@@ -238,6 +269,25 @@ def _check_labels(labels: Sequence[str], model: messages.Model, field: str) -> N
                 field=field,
                 metadata={"label": shortened(label), "model": model.model.name},
             )
+
+
+class _ByIdentity:
+    """A description as a key: messages have no hash, and each version keeps its description for as long as it lives."""
+
+    def __init__(self, model: messages.Model) -> None:
+        self.model = model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and self.model is other.model
+
+
+# Of the versions asked last: a set of many labels takes milliseconds to build.
+@lru_cache(maxsize=16)
+def _label_set(described: _ByIdentity) -> frozenset[str]:
+    return frozenset(described.model.labels)
 
 
 def _option_error(field: str, message: str, value: object, **values: object) -> InvalidRequestError:

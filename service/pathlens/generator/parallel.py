@@ -5,6 +5,7 @@ alone needs no launcher.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,10 +76,16 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
     # Figures are on the CPU wherever gradients are. The first process may survey and test for hours on its own.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(days=1))
+    group = ProcessGroup(dist.get_rank(), dist.get_world_size())
     try:
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
+        yield group
     finally:
         dist.destroy_process_group()
+    if not group.is_first:
+        # Threads of PyTorch abort an orderly exit at times, and torchrun then ends the first process as well.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -100,7 +100,9 @@ class ClassPathwayBank:
         self.too_few = dict(sorted((too_few or {}).items()))
         self._rows = {label: row for row, label in enumerate(self.counts)}
         chosen = [self.masks.get(label, self._by_frequency(total)) for label, total in self.counts.items()]
-        self._pathways = from_flat(torch.stack(chosen), taps, granularity) if chosen else None
+        # Each class is a row of the one and of the other, which share their memory.
+        self._flat = torch.stack(chosen) if chosen else None
+        self._pathways = None if self._flat is None else from_flat(self._flat, taps, granularity)
 
     def _by_frequency(self, total: ClassCounts) -> Tensor:
         # Rounding must not turn τ = 0.7 of 10 images into 8: the tolerance is far below one image.
@@ -126,8 +128,19 @@ class ClassPathwayBank:
         for label in classes:
             self._check(label)
         assert self._pathways is not None, "transfer needs at least one class"  # noqa: S101
-        pathway = self._pathways[[self._rows[label] for label in classes]]
+        rows = [self._rows[label] for label in classes]
+        # A single class needs no copy.
+        pathway = self._pathways[rows[0] : rows[0] + 1] if len(rows) == 1 else self._pathways[rows]
         return pathway.under(self.replacement_of(torch.tensor(classes)))
+
+    def flat(self, classes: Sequence[int]) -> Tensor:
+        """Return the stored masks of classes side by side, bool [B, N]; see `Pathway.flat`.
+
+        Args:
+            classes: At least one, each with a stored pathway.
+        """
+        assert self._flat is not None, "at least one class has a stored pathway"  # noqa: S101
+        return self._flat[[self._rows[label] for label in classes]]
 
     def by_frequency(self, label: int) -> Pathway:
         """Return the mask of a class at τ, whatever mask is stored.
@@ -151,7 +164,9 @@ class ClassPathwayBank:
     def to(self, device: torch.device | str) -> "ClassPathwayBank":
         """Return the same bank with its masks on a device; this one stays where it is."""
         moved = copy.copy(self)
-        moved._pathways = self._pathways.to(device) if self._pathways is not None else None
+        if self._flat is not None:
+            moved._flat = self._flat.to(device)
+            moved._pathways = from_flat(moved._flat, self.taps, self.granularity)
         moved.replacement = self.replacement.to(device)
         return moved
 

@@ -27,7 +27,7 @@ class Contributions:
     signed: tuple[Tensor, ...]
     granularity: Granularity
 
-    def __getitem__(self, rows: slice) -> "Contributions":
+    def __getitem__(self, rows: slice | list[int]) -> "Contributions":
         """Select images of the batch."""
         return Contributions(self.taps, tuple(signed[rows] for signed in self.signed), self.granularity)
 
@@ -74,8 +74,9 @@ class Contributions:
         Raises:
             ValueError: If a contribution is not finite.
         """
-        flat = torch.cat([signed.flatten(1) for signed in self.signed], 1).abs()
-        if not bool(flat.isfinite().all()):
+        flat = torch.cat([signed.flatten(1) for signed in self.signed], 1).abs_()
+        # The largest one is not finite if any is not, and is found in a tenth of the time.
+        if not bool(flat.amax(1).isfinite().all()):
             raise ValueError("a contribution is not finite; is the classifier's output finite for this input?")
         return flat
 

@@ -39,15 +39,17 @@ class Pathway:
     def __post_init__(self) -> None:
         if len(self.masks) != len(self.taps) or not self.taps:
             raise ValueError(f"{len(self.masks)} masks for {len(self.taps)} taps; expected one mask for each tap")
+        # Sizes are read from the shape, because `len` would turn the free batch size of a graph into a number.
+        images = self.masks[0].shape[0]
         for tap, mask in zip(self.taps, self.masks, strict=True):
             shape = mask_shape(tap, self.granularity)
-            if mask.dtype != torch.bool or tuple(mask.shape[1:]) != shape or len(mask) != len(self.masks[0]):
+            if mask.dtype != torch.bool or tuple(mask.shape[1:]) != shape or mask.shape[0] != images:
                 raise ValueError(
-                    f"mask of {tap.name} is {mask.dtype} {list(mask.shape)}; expected bool [{len(self.masks[0])}, "
+                    f"mask of {tap.name} is {mask.dtype} {list(mask.shape)}; expected bool [{images}, "
                     f"{', '.join(map(str, shape))}]"
                 )
-        if len(self.replacement) not in (1, len(self.masks[0])):
-            raise ValueError(f"{len(self.replacement)} rows of replacements for {len(self.masks[0])} images")
+        if self.replacement.rows not in (1, images):
+            raise ValueError(f"{self.replacement.rows} rows of replacements for {images} images")
 
     @property
     def ablation(self) -> Ablation:
@@ -89,12 +91,12 @@ class Pathway:
     @property
     def neurons(self) -> int:
         """Number of neurons of the network, N."""
-        return sum(mask[0].numel() for mask in self.masks)
+        return sum(mask.shape[1:].numel() for mask in self.masks)
 
     @property
     def kept(self) -> Tensor:
         """Number of neurons kept, int64 [B]."""
-        return torch.stack([mask.flatten(1).sum(1) for mask in self.masks]).sum(0)
+        return _count(self.flat())
 
     @property
     def sparsity(self) -> Tensor:
@@ -122,10 +124,7 @@ class Pathway:
             raise ValueError(
                 f"cannot compare {len(self)} pathways of shapes {shapes} with {len(other)} of shapes {others}"
             )
-        pairs = [(a.flatten(1), b.flatten(1)) for a, b in zip(self.masks, other.masks, strict=True)]
-        intersection = torch.stack([(a & b).sum(1) for a, b in pairs]).sum(0).double()
-        union = torch.stack([(a | b).sum(1) for a, b in pairs]).sum(0).double()
-        return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+        return overlap(self.flat(), other.flat())
 
     def edit(self, index: int, activation: Tensor) -> Tensor:
         """Replace the neurons of tap `index` that are not in the pathway: f(x; m) of arXiv 2103.16886.
@@ -138,7 +137,7 @@ class Pathway:
             ValueError: If the pathway is of another number of images (other than one) or of another classifier.
         """
         mask, tap = self.masks[index], self.taps[index]
-        if len(mask) not in (1, len(activation)) or tuple(activation.shape[1:]) != tap.shape:
+        if mask.shape[0] not in (1, activation.shape[0]) or tuple(activation.shape[1:]) != tap.shape:
             raise ValueError(
                 f"the output of tap {index} is {list(activation.shape)}; the pathway is of {len(mask)} images and has "
                 f"{tap.name} of shape {list(tap.shape)} there"
@@ -151,13 +150,39 @@ class Pathway:
 
     def tap_masks(self, row: int = 0) -> tuple[TapMask, ...]:
         """Return the masks of one image, which can be packed into bits."""
-        return tuple(
-            TapMask(tap.name, mask[row].cpu().numpy()) for tap, mask in zip(self.taps, self.masks, strict=True)
-        )
+        return self.all_tap_masks()[row]
+
+    def all_tap_masks(self) -> list[tuple[TapMask, ...]]:
+        """Return the masks of every image, as `tap_masks` does."""
+        arrays = [mask.cpu().numpy() for mask in self.masks]
+        return [
+            tuple(TapMask(tap.name, mask) for tap, mask in zip(self.taps, masks, strict=True))
+            for masks in zip(*arrays, strict=True)
+        ]
 
     def flat(self) -> Tensor:
         """Return all masks side by side, bool [B, N], tap after tap in row-major order."""
         return torch.cat([mask.flatten(1) for mask in self.masks], 1)
+
+
+def overlap(one: Tensor, other: Tensor) -> Tensor:
+    """Compute the intersection over union of neurons side by side, as `Pathway.flat` returns them.
+
+    Args:
+        one: bool [B, N].
+        other: bool [B, N] or [1, N].
+
+    Returns:
+        float64 [B], in [0, 1]; 1 where both are empty.
+    """
+    intersection, union = _count(one & other).double(), _count(one | other).double()
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+
+def _count(flat: Tensor) -> Tensor:
+    """Count the neurons kept, int64 [B]."""
+    # Row by row: a sum of booleans widens each of them first, which of millions takes ten times as long.
+    return torch.stack([row.count_nonzero() for row in flat]) if len(flat) else flat.sum(1)
 
 
 def from_flat(

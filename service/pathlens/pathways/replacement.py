@@ -27,13 +27,14 @@ class Replacement:
         if (self.ablation is Ablation.ZERO) != (not self.values):
             raise ValueError(f"{len(self.values)} taps have values for ablation {self.ablation.value}")
 
-    def __len__(self) -> int:
-        """Return the number of rows, R; 1 if all images have the same values."""
-        return len(self.values[0]) if self.values else 1
+    @property
+    def rows(self) -> int:
+        """Number of rows, R; 1 if all images have the same values."""
+        return self.values[0].shape[0] if self.values else 1
 
     def select(self, rows: slice | Tensor) -> "Replacement":
         """Pick rows; values that are the same for all images stay as they are."""
-        if len(self) == 1:
+        if self.rows == 1:
             return self
         return Replacement(self.ablation, tuple(value[rows] for value in self.values))
 
@@ -69,4 +70,4 @@ class Replacement:
 
 
 def _same(one: Replacement, other: Replacement) -> bool:
-    return len(one) == len(other) == 1 and all(a is b for a, b in zip(one.values, other.values, strict=True))
+    return one.rows == other.rows == 1 and all(a is b for a, b in zip(one.values, other.values, strict=True))

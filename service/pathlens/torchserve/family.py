@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -68,6 +69,17 @@ class ProcessFamily:
                 except _GONE:
                     continue
             time.sleep(_POLL_SECONDS)
+        self._reap()
+
+    def _reap(self) -> None:
+        # The first process of a container is the parent of all that have lost theirs, such as the workers of a killed
+        # JVM; without this they would stay as zombies. The JVM itself is waited for by whoever has started it.
+        for child in psutil.Process().children():
+            try:
+                if child.pid != self._leader and os.getsid(child.pid) == self._leader:
+                    os.waitpid(child.pid, os.WNOHANG)
+            except (*_GONE, OSError):
+                continue
 
     def _belongs(self, process: psutil.Process) -> bool:
         try:
@@ -84,23 +96,23 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 class Guard:
-    """Kills a JVM and its workers and removes their folder if our own process ends without having done so.
+    """Removes folders, and kills a JVM and its workers, if our own process ends without having done so.
 
     A shell waits on a pipe whose other end is ours alone. When we go, in whatever way, the pipe closes.
 
     Args:
-        leader: Process id of the JVM, the leader of its process group.
-        folder: The folder to remove.
+        folders: The folders to remove.
+        leader: Process id of the JVM, the leader of its process group; None where there is only something to remove.
     """
 
     # The pause lets the killed processes end before their folder goes.
-    _SCRIPT = 'read -r _ || { kill -s KILL -- "-$1"; sleep 0.5; rm -rf -- "$2"; }'
+    _SCRIPT = 'read -r _ || { [ -z "$1" ] || kill -s KILL -- "-$1"; shift; sleep 0.5; rm -rf -- "$@"; }'
 
-    def __init__(self, leader: int, folder: Path) -> None:
+    def __init__(self, folders: Sequence[Path], leader: int | None = None) -> None:
         self._shell: subprocess.Popen[bytes] | None = None
         try:
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", self._SCRIPT, "pathlens-guard", str(leader), str(folder)],
+                ["/bin/sh", "-c", self._SCRIPT, "pathlens-guard", str(leader or ""), *map(str, folders)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

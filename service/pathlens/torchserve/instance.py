@@ -10,8 +10,8 @@ from pathlib import Path
 from string import Template
 
 from pathlens.errors import ServerStartError
-from pathlens.torchserve.archive import ArchivedModel
 from pathlens.torchserve.settings import TorchServeSettings
+from pathlens.torchserve.stored_archive import StoredArchive
 
 LOOPBACK = "127.0.0.1"
 
@@ -86,18 +86,27 @@ class Ports:
         return frozenset((self.inference, self.management, self.http_inference, self.http_management))
 
 
-def free_ports() -> Ports:
+def free_ports(inference: int = 0, management: int = 0) -> Ports:
     """Choose ports that nobody listens on.
 
     Another process may take one before TorchServe binds it, so whoever starts TorchServe must be ready to ask again.
 
+    Args:
+        inference: The port to take for gRPC calls to the models; 0 takes any.
+        management: The same for gRPC calls about the models.
+
     Returns:
         Five different free ports.
+
+    Raises:
+        ServerStartError: A port that has to be taken is not free.
     """
     # All are held open together, so that the system cannot hand out one of them twice.
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(5)]
     try:
-        for one in sockets:
+        _bind(sockets[0], inference, "torchserve.inference_port")
+        _bind(sockets[1], management, "torchserve.management_port")
+        for one in sockets[2:]:
             one.bind((LOOPBACK, 0))
         return Ports(*(one.getsockname()[1] for one in sockets))
     finally:
@@ -105,14 +114,33 @@ def free_ports() -> Ports:
             one.close()
 
 
+def _bind(one: socket.socket, port: int, setting: str) -> None:
+    if port:
+        # As Java does, so that connections to a TorchServe that has just ended are no obstacle.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind((LOOPBACK, port))
+    except OSError as error:
+        raise ServerStartError(
+            f"TorchServe cannot listen on port {port} of {LOOPBACK} ({error.strerror}): choose another {setting}, or 0"
+            " for any free one.",
+            reason="PORT_UNAVAILABLE",
+            metadata={"host": LOOPBACK, "port": port},
+        ) from error
+
+
 class InstanceFolder:
     """A new temporary folder for one TorchServe.
+
+    Args:
+        store: The folder with the archives that it may load, which stays when this one is removed.
 
     Raises:
         ServerStartError: No temporary folder with a short enough path can be made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: Path) -> None:
+        self.store = store
         base = Path(tempfile.gettempdir()).absolute()
         if len(str(base)) > _LONGEST_BASE:
             base = Path("/tmp")  # noqa: S108 - mkdtemp makes the folder private
@@ -125,29 +153,25 @@ class InstanceFolder:
                 metadata={"folder": base},
             ) from error
         self.temporary = self.path / "t"
-        self.store = self.path / "store"
         self.log = self.path / "torchserve.log"
         self.console = self.path / "console.log"
         self.configuration = self.path / "config.properties"
         self.log4j = self.path / "log4j2.xml"
         self.java_logging = self.path / "logging.properties"
 
-    def fill(self, settings: TorchServeSettings, models: Sequence[ArchivedModel]) -> None:
+    def fill(self, settings: TorchServeSettings, archives: Sequence[StoredArchive]) -> None:
         """Write everything that does not depend on the ports.
 
         Args:
             settings: What the operator chose.
-            models: What is to be served.
+            archives: What is loaded by the start.
         """
         self.temporary.mkdir()
-        self.store.mkdir()
-        for model in models:
-            (self.store / f"{model.name}.mar").symlink_to(model.archive)
         self.log4j.write_text(_LOG4J.substitute(log=self.log))
         self.java_logging.write_text(_JAVA_LOGGING.substitute(log=self.path / "java.log"))
         self._properties = {
             "model_store": str(self.store),
-            "load_models": ",".join(f"{model.name}.mar" for model in models),
+            "load_models": ",".join(archive.copy.name for archive in archives),
             "allowed_urls": f"file://{re.escape(str(self.store))}/.*",
             "default_workers_per_model": str(settings.workers),
             "job_queue_size": str(settings.job_queue_size),
@@ -159,6 +183,8 @@ class InstanceFolder:
             "grpc_management_address": LOOPBACK,
             # Only loopback reaches it, and the gateway in front authorises.
             "disable_token_authorization": "true",
+            # New versions are registered while TorchServe runs; `allowed_urls` keeps that to its own store.
+            "enable_model_api": "true",
             "enable_envvars_config": "false",
             "install_py_dep_per_model": "false",
             # The gateway counts: TorchServe leaves out gRPC calls, and would start a Python every minute to measure.
@@ -184,7 +210,7 @@ class InstanceFolder:
         self.log.write_bytes(b"")
 
     def remove(self) -> None:
-        """Remove the folder and everything in it; the processes that write to it must have ended."""
+        """Remove the folder and everything in it but the store; the processes that write to it must have ended."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -81,18 +81,18 @@ class Journal:
         ]
         return LoadFailures(count, _first_failure(printed))
 
-    def rejection(self, model: ArchivedModel) -> str:
+    def rejection(self, file_name: str) -> str:
         """Find out whether TorchServe refused an archive outright.
 
         Args:
-            model: The model.
+            file_name: Name of the archive in TorchServe's model store.
 
         Returns:
             What TorchServe said; empty if it took the archive.
         """
         lines = self._lines(self.log)
         for number, line in enumerate(lines):
-            if "Failed to load model" in line and f"{model.name}.mar" in line:
+            if "Failed to load model" in line and file_name in line:
                 return "\n".join(lines[number : number + 3])
         return ""
 

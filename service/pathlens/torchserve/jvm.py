@@ -51,7 +51,7 @@ class Jvm:
         self._family = ProcessFamily(self._process.pid, folder.temporary)
         self._guard: Guard | None = None
         try:
-            self._guard = Guard(self._process.pid, folder.path)
+            self._guard = Guard((folder.path,), leader=self._process.pid)
         except BaseException:
             self.end(drain_seconds=0)
             raise

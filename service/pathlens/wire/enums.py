@@ -1,7 +1,7 @@
 """The enums of the vocabulary and their counterparts on the wire, which share their names."""
 
 from enum import Enum
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from pathlens.description import ClassPathwaySelection
 from pathlens.errors import InvalidRequestError
@@ -19,12 +19,17 @@ _DESCRIPTORS = {
     ClassPathwaySelection: (pb.ClassPathwaySelection.DESCRIPTOR, "CLASS_PATHWAY_SELECTION_"),
 }
 
+_NUMBERS: dict[Enum, int] = {
+    member: descriptor.values_by_name[prefix + member.name].number
+    for kind, (descriptor, prefix) in _DESCRIPTORS.items()
+    for member in kind
+}
+_MEMBERS = {kind: {_NUMBERS[member]: member for member in kind} for kind in _DESCRIPTORS}
+
 
 def to_number(member: Enum) -> int:
     """Return the number of an enum member on the wire."""
-    descriptor, prefix = _DESCRIPTORS[type(member)]
-    number: int = descriptor.values_by_name[prefix + member.name].number
-    return number
+    return _NUMBERS[member]
 
 
 def from_number(kind: type[_E], number: int, field: str, default: _E | None = None) -> _E:
@@ -41,14 +46,14 @@ def from_number(kind: type[_E], number: int, field: str, default: _E | None = No
     """
     if number == 0 and default is not None:
         return default
-    descriptor, prefix = _DESCRIPTORS[kind]
-    value = descriptor.values_by_number.get(number)
-    if number == 0 or value is None:
-        names = ", ".join(prefix + member.name for member in kind)
+    member = _MEMBERS[kind].get(number)
+    if member is None:
+        names = ", ".join(_DESCRIPTORS[kind][1] + member.name for member in kind)
         raise InvalidRequestError(
             f"{field} is {number}; expected one of {names}.",
             reason="OPTION_INVALID",
             field=field,
             metadata={"value": number},
         )
-    return kind[value.name.removeprefix(prefix)]
+    # The table of a kind holds its members alone.
+    return cast("_E", member)

@@ -16,6 +16,7 @@ from pathlens.explanation import (
     PathwaySource,
     Prediction,
     ServedModel,
+    Typicality,
 )
 from pathlens.wire.arrays import mask_from_message, mask_to_message, tensor_from_message, tensor_to_message
 from pathlens.wire.enums import from_number, to_number
@@ -63,10 +64,9 @@ def served_model_from_message(message: pb.ServedModel) -> ServedModel:
 
 
 def duration(seconds: float) -> Duration:
-    """Write a duration to the nanosecond."""
-    message = Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message
+    """Write a duration, at least 0, to the nanosecond."""
+    whole, nanoseconds = divmod(round(seconds * 1e9), 10**9)
+    return Duration(seconds=whole, nanos=nanoseconds)
 
 
 def timings_to_message(seconds: Mapping[str, float]) -> pb.StageTimings:
@@ -120,6 +120,7 @@ def _explanation_to_message(explanation: Explanation) -> pb.Explanation:
         linearity=None
         if linearity is None
         else pb.Linearity(radius=linearity.radius, points=linearity.points, relative_error=linearity.relative_error),
+        typicality=None if explanation.typicality is None else _typicality_to_message(explanation.typicality),
     )
 
 
@@ -145,4 +146,23 @@ def _explanation_from_message(message: pb.Explanation) -> Explanation:
         linearity=Linearity(linearity.radius, linearity.points, linearity.relative_error)
         if message.HasField("linearity")
         else None,
+        typicality=_typicality_from_message(message.typicality) if message.HasField("typicality") else None,
+    )
+
+
+def _typicality_to_message(typicality: Typicality) -> pb.Typicality:
+    return pb.Typicality(
+        sparsity_rank=typicality.sparsity_rank,
+        class_pathway_iou_rank=typicality.class_pathway_iou_rank,
+        confidence_drop_rank=typicality.confidence_drop_rank,
+        class_images=typicality.class_images,
+    )
+
+
+def _typicality_from_message(message: pb.Typicality) -> Typicality:
+    return Typicality(
+        sparsity_rank=message.sparsity_rank if message.HasField("sparsity_rank") else None,
+        class_pathway_iou_rank=message.class_pathway_iou_rank if message.HasField("class_pathway_iou_rank") else None,
+        confidence_drop_rank=message.confidence_drop_rank if message.HasField("confidence_drop_rank") else None,
+        class_images=message.class_images,
     )

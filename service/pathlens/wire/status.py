@@ -12,6 +12,7 @@ from pathlens.errors import (
     NotFoundError,
     PathlensError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -24,6 +25,7 @@ _WIRE_ERRORS: tuple[type[PathlensError], ...] = (
     ResourceExhaustedError,
     UnavailableError,
     DeadlineExceededError,
+    UnauthenticatedError,
     InternalError,
 )
 _ERROR_OF_CODE = {code_pb2.Code.Value(error.code): error for error in _WIRE_ERRORS}

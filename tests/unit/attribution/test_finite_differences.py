@@ -52,7 +52,7 @@ def test_every_value_is_confirmed_for_a_pathway_of_contributors(name: str) -> No
 
 
 # The same examples in every run: one image in a thousand lies on a kink.
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(architectures(), batches(2), st.sampled_from(Granularity), st.integers(0, 10_000))
 def test_every_value_is_confirmed_for_networks_of_every_make(
     architecture: Architecture, batch: tuple[Tensor, Tensor], granularity: Granularity, seed: int

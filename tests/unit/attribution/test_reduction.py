@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,14 @@ class TestReduction:
         for reduction in (Reduction.SIGNED_MAXIMUM, Reduction.MAGNITUDE_SUM):
             alone = torch.stack([reduce_channels(image, reduction) for image in gradient])
             assert torch.equal(reduce_channels(gradient, reduction), alone)
+
+    @given(MAPS)
+    def test_the_signed_maximum_is_the_first_value_of_greatest_magnitude(self, gradient: Tensor) -> None:
+        # Rounded, many values of a pixel have equal magnitudes.
+        rounded = gradient.round()
+        first = rounded.abs().numpy().argmax(1)[:, None]
+        expected = torch.from_numpy(np.take_along_axis(rounded.numpy(), first, 1)[:, 0])
+        assert torch.equal(reduce_channels(rounded, Reduction.SIGNED_MAXIMUM), expected)
 
     def test_the_first_of_equal_magnitudes_gives_the_sign(self) -> None:
         gradient = torch.tensor([-2.0, 2.0, 1.0]).reshape(3, 1, 1)

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -85,7 +85,6 @@ class TestColours:
 
 
 class TestScale:
-    @settings(deadline=None)
     @given(st.floats(1e-30, 1e30), st.booleans())
     def test_a_factor_changes_nothing(self, factor: float, signed: bool) -> None:
         values = ramp(-1, 1) if signed else ramp(0, 1)

@@ -13,7 +13,7 @@ import pytest
 import pathlens_handler
 from pathlens.bundle import archive
 from pathlens.bundle.archive import pack
-from pathlens.bundle.store import BANK, FILES, GENERATOR, MANIFEST, PROGRAM, load_bundle, save_bundle
+from pathlens.bundle.store import BANK, FILES, GENERATOR, MANIFEST, PROGRAM, REFERENCE, load_bundle, save_bundle
 from pathlens.errors import BundleError
 from pathlens.torchserve.archive import read_archive
 from tiny_bundle import tiny_bundle
@@ -45,15 +45,29 @@ def test_the_archive_is_named_after_the_model(bundle: Path, tmp_path: Path) -> N
     assert pack(tmp_path / "bundle", tmp_path / "store") == tmp_path / "store" / "renamed.mar"
 
 
+def test_an_archive_of_another_file_name_leaves_the_one_of_the_model_alone(bundle: Path, tmp_path: Path) -> None:
+    first = pack(bundle, tmp_path)
+    second = pack(bundle, tmp_path, "2.0", "tiny-2.0.mar")
+    assert second == tmp_path / "tiny-2.0.mar"
+    assert (read_archive(first).version, read_archive(second).version) == ("1.0", "2.0")
+
+
+@pytest.mark.parametrize("name", ["tiny", "", ".tiny.mar", "../tiny.mar", "deeper/tiny.mar", "tiny.zip"])
+def test_a_file_name_that_is_none_of_an_archive_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError, match=r"tiny-2\.0\.mar"):
+        pack(bundle, tmp_path / "store", "2.0", name)
+    assert not (tmp_path / "store").exists()
+
+
 def test_the_archive_holds_manifest_handler_and_bundle(bundle: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(pack(bundle, tmp_path)) as content:
         assert content.testzip() is None
         assert set(content.namelist()) == {
             "MAR-INF/MANIFEST.json",
             "pathlens_handler.py",
-            *(f"bundle/{name}" for name in (MANIFEST, *FILES, GENERATOR)),
+            *(f"bundle/{name}" for name in (MANIFEST, *FILES, GENERATOR, REFERENCE)),
         }
-        for name in (MANIFEST, *FILES, GENERATOR):
+        for name in (MANIFEST, *FILES, GENERATOR, REFERENCE):
             assert content.read(f"bundle/{name}") == (bundle / name).read_bytes()
         assert content.read("pathlens_handler.py") == Path(pathlens_handler.__file__).read_bytes()
 

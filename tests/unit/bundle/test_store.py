@@ -19,18 +19,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pathlens.bundle import store
-from pathlens.bundle.store import FILES, GENERATOR, MANIFEST, Bundle, load_bundle, save_bundle
+from pathlens.bundle.store import FILES, GENERATOR, MANIFEST, REFERENCE, Bundle, load_bundle, save_bundle
 from pathlens.description import ClassPathwaySelection, ClassPathwayStatistics, MaskFigures, TransferFigures
 from pathlens.errors import BundleError
 from pathlens.explanation import Ablation, ExplanationOptions, Granularity, Output, PathwaySource, Targets
 from pathlens.pathways.bank import ClassCounts, ClassPathwayBank
+from pathlens.pathways.reference import TRACKED, Statistic
 from pathlens.pathways.replacement import Replacement
-from tiny_bundle import LABELS, TWO_SIDED, pixels, png, tiny_bundle
+from tiny_bundle import LABELS, TWO_SIDED, pixels, png, tiny_bundle, tiny_reference
 
 Damage = Callable[[dict[str, torch.Tensor]], object]
 NEURONS = 4 + 6 + 8
 """Channels of the tiny classifier."""
-ALL_FILES = (*FILES, GENERATOR)
+ALL_FILES = (*FILES, GENERATOR, REFERENCE)
 EVERYTHING = [
     ExplanationOptions(Targets(class_indices=(0, 1, 2, 3)), outputs=frozenset(Output), top_neurons=5),
     ExplanationOptions(Targets(top_k=2), PathwaySource.GENERATED, outputs=frozenset(Output), top_neurons=5),
@@ -75,6 +76,8 @@ def edit_tensors(file: Path, change: Damage) -> None:
 
 
 MASK = f"mask_{TWO_SIDED}"
+DROPS = "transferred.confidence_drop"
+SOURCES = [source.value for source in TRACKED]
 DAMAGES: list[tuple[Damage, str]] = [
     (lambda tensors: tensors.pop(MASK), "it holds"),
     (lambda tensors: tensors.pop("replacement_1"), "it holds"),
@@ -190,7 +193,7 @@ class TestRoundTrip:
         assert after.classifier.fingerprint == before.classifier.fingerprint
 
     @given(bundle=bundles())
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_a_bank_is_read_as_it_was_written(self, bundle: Bundle) -> None:
         with tempfile.TemporaryDirectory() as folder:
             save_bundle(bundle, Path(folder) / "bundle")
@@ -224,8 +227,34 @@ class TestRoundTrip:
 
     def test_a_bundle_without_generator_has_no_file_of_it(self, tmp_path: Path) -> None:
         save_bundle(replace(tiny_bundle(), generator=None), tmp_path / "bundle")
-        assert {file.name for file in (tmp_path / "bundle").iterdir()} == {MANIFEST, *FILES}
+        assert {file.name for file in (tmp_path / "bundle").iterdir()} == {MANIFEST, *FILES, REFERENCE}
         assert load_bundle(tmp_path / "bundle").generator is None
+
+    def test_a_reference_is_read_as_it_was_written(self, stored: Path) -> None:
+        before, after = tiny_bundle().reference, load_bundle(stored).reference
+        assert list(after) == list(before)
+        for source, distribution in before.items():
+            np.testing.assert_array_equal(after[source].classes, distribution.classes)
+            for statistic, values in distribution.values.items():
+                np.testing.assert_array_equal(after[source].values[statistic], values)
+
+    def test_an_image_without_a_figure_stays_without_it(self, tmp_path: Path) -> None:
+        reference = tiny_reference(PathwaySource.NEURON_MCT)
+        reference.values[Statistic.CLASS_PATHWAY_IOU][3] = np.nan
+        save_bundle(replace(tiny_bundle(), reference={reference.source: reference}), tmp_path / "bundle")
+        values = load_bundle(tmp_path / "bundle").reference[reference.source].values[Statistic.CLASS_PATHWAY_IOU]
+        np.testing.assert_array_equal(values, reference.values[Statistic.CLASS_PATHWAY_IOU])
+
+    def test_a_bundle_without_reference_has_no_file_of_it(self, tmp_path: Path) -> None:
+        save_bundle(replace(tiny_bundle(), reference={}), tmp_path / "bundle")
+        assert {file.name for file in (tmp_path / "bundle").iterdir()} == {MANIFEST, *FILES, GENERATOR}
+        assert load_bundle(tmp_path / "bundle").reference == {}
+
+    def test_a_bundle_from_before_there_were_references_explains_without_ranks(self, tmp_path: Path) -> None:
+        save_bundle(replace(tiny_bundle(), reference={}), tmp_path / "bundle")
+        edit_manifest(tmp_path / "bundle", lambda values: values.pop("reference"))
+        (result,) = load_bundle(tmp_path / "bundle").explainer().explain([pixels(0)])
+        assert [explanation.typicality for explanation in result.explanations] == [None]
 
     def test_masks_take_one_bit_for_each_neuron(self, stored: Path) -> None:
         packed = safetensors.torch.load_file(stored / store.BANK)[f"mask_{TWO_SIDED}"]
@@ -271,7 +300,7 @@ class TestRoundTrip:
 
 class TestRefusal:
     @given(data=st.data(), name=st.sampled_from(ALL_FILES))
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_a_changed_byte_in_a_file(self, data: st.DataObject, name: str, stored: Path) -> None:
         content = (stored / name).read_bytes()
         with restored(stored / name):
@@ -283,7 +312,7 @@ class TestRefusal:
                 load_bundle(stored)
 
     @given(data=st.data())
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_a_changed_byte_in_the_manifest_is_refused_or_changes_the_hash(
         self, data: st.DataObject, stored: Path
     ) -> None:
@@ -470,7 +499,7 @@ class TestRefusal:
         with pytest.raises(BundleError, match=r"was fitted for classifier \w+ but holds"):
             load_bundle(copy)
 
-    @pytest.mark.parametrize("name", [store.BANK, GENERATOR])
+    @pytest.mark.parametrize("name", [store.BANK, GENERATOR, REFERENCE])
     def test_tensors_of_another_classifier(self, name: str, copy: Path) -> None:
         stamped = safetensors.torch.load_file(copy / name)
         (copy / name).write_bytes(safetensors.torch.save(stamped, {"classifier_sha256": "0" * 64}))
@@ -478,7 +507,7 @@ class TestRefusal:
         with pytest.raises(BundleError, match="belongs to classifier 000"):
             load_bundle(copy)
 
-    @pytest.mark.parametrize("name", [store.BANK, GENERATOR])
+    @pytest.mark.parametrize("name", [store.BANK, GENERATOR, REFERENCE])
     def test_tensors_without_a_stamp(self, name: str, copy: Path) -> None:
         (copy / name).write_bytes(safetensors.torch.save(safetensors.torch.load_file(copy / name)))
         rehash(copy)
@@ -528,6 +557,42 @@ class TestRefusal:
             load_bundle(copy)
 
     @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda tensors: tensors.pop("transferred.class"), "it holds"),
+            (lambda tensors: tensors.update({"transferred.sparsity": torch.zeros(130)}), "it holds"),
+            (lambda tensors: tensors.update({DROPS: torch.zeros(129)}), r"expected torch.float32 \[130\]"),
+            (lambda tensors: tensors.update({DROPS: torch.zeros(130, 1)}), r"expected torch.float32 \[130\]"),
+            (lambda tensors: tensors.update({DROPS: torch.zeros(130).double()}), "float64"),
+            (lambda tensors: tensors[DROPS][:1].fill_(-torch.inf), "not finite"),
+            (lambda tensors: tensors["transferred.class"][:1].fill_(5), "beyond the 5"),
+            (lambda tensors: tensors["transferred.class"][:1].fill_(-1), "beyond the 5"),
+        ],
+    )
+    def test_a_reference_whose_figures_were_changed_with_intent(self, change: Damage, words: str, copy: Path) -> None:
+        edit_tensors(copy / REFERENCE, change)
+        with pytest.raises(BundleError, match=words):
+            load_bundle(copy)
+
+    @pytest.mark.parametrize(
+        ("images", "words"),
+        [({}, "at least 1"), ({"neuron_intgrad": 40}, "it holds"), ({"transferred": 0}, "greater than 0")],
+    )
+    def test_a_reference_of_other_sources(self, images: dict[str, int], words: str, copy: Path) -> None:
+        edit_manifest(copy, lambda values: values["reference"].update(images=images))
+        with pytest.raises(BundleError, match=words):
+            load_bundle(copy)
+
+    def test_a_reference_of_too_few_images(self, copy: Path) -> None:
+        def shorten(tensors: dict[str, torch.Tensor]) -> None:
+            tensors.update({name: values[:29].clone() for name, values in tensors.items()})
+
+        edit_tensors(copy / REFERENCE, shorten)
+        edit_manifest(copy, lambda values: values["reference"].update(images=dict.fromkeys(SOURCES, 29)))
+        with pytest.raises(BundleError, match="has 29 images; expected at least 30"):
+            load_bundle(copy)
+
+    @pytest.mark.parametrize(
         "function",
         ["os.system", "builtins.eval", "operator.attrgetter", "aten.nonsense.default", "prims.add.default", ""],
     )
@@ -540,7 +605,7 @@ class TestRefusal:
             load_bundle(copy)
 
     @given(data=st.data())
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_a_changed_program_with_the_right_hash(self, data: st.DataObject, stored: Path) -> None:
         with restored(stored / store.PROGRAM), restored(stored / MANIFEST):
             program = json.loads((stored / store.PROGRAM).read_text())
@@ -576,7 +641,7 @@ class TestSaving:
         assert {file.name for file in copy.iterdir()} == {MANIFEST, *ALL_FILES}
         assert [file.name for file in copy.parent.iterdir()] == ["tiny"]
 
-    @pytest.mark.parametrize("part", ["bank_bytes", "generator_bytes", "_manifest", "_sha256"])
+    @pytest.mark.parametrize("part", ["bank_bytes", "generator_bytes", "reference_bytes", "_manifest", "_sha256"])
     def test_a_failure_half_way_leaves_the_old_bundle_and_no_scratch(
         self, part: str, copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

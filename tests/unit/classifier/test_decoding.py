@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_image
-from pathlens.errors import InvalidRequestError
+from pathlens.errors import DeadlineExceededError, InvalidRequestError
 
 FIXTURES = Path(os.environ.get("PATHLENS_FIXTURES", Path(__file__).parents[4] / "shared" / "fixtures"))
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -435,12 +436,12 @@ class TestFuzzing:
         assert pixels.dtype == np.uint8
         assert pixels.shape[2:] == (3,)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.sampled_from([b"", PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8X"]), st.binary(max_size=300))
     def test_random_bytes_are_decoded_or_refused(self, magic: bytes, tail: bytes) -> None:
         self.decode_or_refuse(magic + tail)
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     @given(
         st.sampled_from(SEEDS),
         st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=4), st.integers(0, 4)), max_size=4),
@@ -451,7 +452,7 @@ class TestFuzzing:
             data = data[:position] + replacement + data[position + removed :]
         self.decode_or_refuse(data)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.sampled_from(
             [b"tRNS", b"PLTE", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"tEXt", b"iTXt", b"IHDR", b"IDAT", b"IEND"]
@@ -517,3 +518,49 @@ def test_a_jpeg_of_endless_exif_segments_is_refused_before_it_is_decoded() -> No
 def test_an_ordinary_progressive_jpeg_is_decoded() -> None:
     data = encode(Image.fromarray(picture()), "JPEG", progressive=True)
     assert decode_image(data).shape == picture().shape
+
+
+class TestTime:
+    # Each of these takes Pillow 2 ms to inflate, and it reads them one by one.
+    PROFILE = chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(2**20), 9))
+
+    def slow(self, where: int) -> bytes:
+        data = encoded_picture("PNG")
+        return data[:where] + self.PROFILE * 900 + data[where:]
+
+    @pytest.mark.parametrize("where", [33, -12])
+    def test_decoding_ends_when_its_time_is_up(self, where: int) -> None:
+        started = time.thread_time()
+        error = refusal(self.slow(where), DecodingLimits(seconds=0.1))
+        assert time.thread_time() - started < 0.5
+        assert (error.reason, error.metadata) == ("IMAGE_TOO_SLOW", {"limit": "0.1"})
+
+    def test_an_image_within_its_time_is_decoded(self) -> None:
+        assert np.array_equal(decode_image(encoded_picture("PNG"), DecodingLimits(seconds=0.1)), picture())
+
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+    def test_who_waits_no_more_ends_the_decoding_before_the_next_piece(self, kind: str) -> None:
+        # Noise, which no format makes smaller than several pieces.
+        data = encode(Image.effect_noise((512, 512), 100).convert("RGB"), kind, quality=95)
+        pieces = 0
+
+        def before_read() -> None:
+            nonlocal pieces
+            pieces += 1
+            if pieces == total:
+                raise DeadlineExceededError("Nobody waits.")
+
+        total = 0
+        decode_image(data, before_read=before_read)
+        total = pieces
+        pieces = 0
+        with pytest.raises(DeadlineExceededError):
+            decode_image(data, before_read=before_read)
+        assert pieces == total > 1
+
+    def test_a_large_jpeg_of_many_scans_is_refused_where_a_small_one_is_not(self) -> None:
+        # A thumbnail, or a second picture of the file, counts too: telling them apart would mean to decode the file.
+        data = encoded_picture("JPEG", comment=b"\xff\xda" * 30)
+        assert decode_image(data).shape == picture().shape
+        error = refusal(data, DecodingLimits(max_pixels=40 * 24))
+        assert (error.reason, error.metadata["width"], error.metadata["height"]) == ("IMAGE_TOO_COMPLEX", "40", "24")

@@ -66,6 +66,14 @@ class TestValues:
         values = Preprocessing(4, 4, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 2.0), colour=Colour.BGR).apply(white)
         assert values[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
 
+    @pytest.mark.parametrize("colour", Colour)
+    def test_a_picture_gives_what_its_pixels_give(self, colour: Colour) -> None:
+        channels = 1 if colour is Colour.GREY else 3
+        preprocessing = Preprocessing(8, 6, mean=(0.4,) * channels, std=(0.2,) * channels, colour=colour)
+        pixels = np.random.default_rng(0).integers(0, 256, (19, 23, 3), np.uint8)
+        expected = preprocessing.apply(pixels)
+        np.testing.assert_array_equal(preprocessing.apply_to_picture(Image.fromarray(pixels)), expected)
+
     def test_grey_is_the_luma_of_the_image(self) -> None:
         values = Preprocessing(6, 6, **UNSCALED_GREY).apply(noise(6, 6))
         assert np.allclose(values[0] * 255, noise(6, 6) @ [0.299, 0.587, 0.114], atol=0.51)
@@ -147,7 +155,7 @@ class TestPlacing:
         placed = Preprocessing(8, 6, resize_shorter_side=12, **UNSCALED).place(values, 12, 20)
         assert np.array_equal(placed, expected)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
         image=st.tuples(st.integers(1, 60), st.integers(1, 60)),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from onnx_files import exported, written
 from pathlens.classifier.capture import capture
 from pathlens.classifier.sources import load_classifier
 from pathlens.errors import CaptureError
@@ -110,8 +111,24 @@ class TestFactories:
         with pytest.raises(CaptureError, match=r"returned dict; expected a torch\.nn\.Module"):
             load_classifier("builtins:dict")
 
-    def test_onnx_is_refused_with_what_to_give_instead(self) -> None:
-        with pytest.raises(CaptureError, match=r"ONNX.*\.pt2"):
+    def test_names_of_inputs_and_outputs_are_refused(self) -> None:
+        with pytest.raises(CaptureError, match=r"is no ONNX file; leave out --input-name and --output-name"):
+            load_classifier(FACTORY, output_name="logits")
+
+
+class TestOnnxFiles:
+    def test_become_modules(self, tmp_path: Path) -> None:
+        path = written(exported("plain"), tmp_path / "network.onnx")
+        network = load_classifier(str(path), example=images(2), input_name="image", output_name="logits")
+        assert isinstance(network, nn.Module)
+        torch.testing.assert_close(network(images(3)), original("plain")(images(3)), rtol=0, atol=1e-5)
+
+    def test_hold_their_own_weights(self, tmp_path: Path) -> None:
+        with pytest.raises(CaptureError, match="holds its own weights; leave out"):
+            load_classifier("network.onnx", tmp_path / "weights.pt", images(2))
+
+    def test_cannot_be_trained_anew(self) -> None:
+        with pytest.raises(CaptureError, match=r"its weights are fixed; give package\.module:factory"):
             load_classifier("network.onnx")
 
 

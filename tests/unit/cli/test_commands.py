@@ -86,7 +86,7 @@ def nobody() -> Iterator[str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["evaluate", "explain", "fit", "models", "pack", "roar", "serve"])
+    @pytest.mark.parametrize("command", ["backend", "evaluate", "explain", "fit", "models", "pack", "roar", "serve"])
     def test_every_command_shows_an_example(self, command: str) -> None:
         result = run(command, "--help")
         assert result.exit_code == 0
@@ -98,7 +98,7 @@ class TestHelp:
         assert result.exit_code == 0
         for command in ("fit", "pack", "serve"):
             assert f"pathlens {command}" in result.output
-        for command in ("evaluate", "explain", "fit", "models", "pack", "roar", "serve"):
+        for command in ("backend", "evaluate", "explain", "fit", "models", "pack", "roar", "serve"):
             assert f"\n  {command} " in result.output
 
     @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -149,6 +149,17 @@ class TestFitAndPack:
         assert result.exit_code == 0, result.output
         assert "broken.png" in result.stderr
         assert load_bundle(shop / "shop").fit.skipped_images == 1
+
+    def test_held_out_images_of_their_own_leave_all_others_to_build(self, shop: Path) -> None:
+        for number in range(6):
+            path = shop / "others" / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(png(pixels(100 + number)) if number else b"not an image")
+        result = run(*FIT, "--minimum-images", "2", "--held-out-images", "others")
+        assert result.exit_code == 0, result.output
+        fit = load_bundle(shop / "shop").fit
+        assert (fit.images, fit.held_out_images, fit.skipped_images) == (20, 5, 1)
+        assert "others/0.png" in result.stderr
 
     def test_labels_may_come_from_a_file(self, shop: Path) -> None:
         (shop / "labels.txt").write_text("nah\nfar\n")
@@ -217,6 +228,15 @@ class TestFitRefuses:
     @pytest.mark.usefixtures("shop")
     def test_images_that_do_not_exist(self) -> None:
         assert "nowhere" in one_line(run(*FIT, "--images", "nowhere"))
+
+    @pytest.mark.usefixtures("shop")
+    def test_held_out_images_that_do_not_exist(self) -> None:
+        assert "nowhere" in one_line(run(*FIT, "--held-out-images", "nowhere"))
+
+    @pytest.mark.parametrize("shared", ["photos", "photos/left", "."])
+    def test_held_out_images_that_also_build(self, shared: str, shop: Path) -> None:
+        assert "share images" in one_line(run(*FIT, "--held-out-images", shared), 2)
+        assert not (shop / "shop.unfinished").exists()
 
     def test_a_folder_without_images(self, shop: Path) -> None:
         (shop / "empty").mkdir()
@@ -328,7 +348,8 @@ class TestPorts:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             ports = {"--port": "0", "--metrics-port": "0", option: str(taken.getsockname()[1])}
             arguments = [f"{name}={port}" for name, port in ports.items()]
-            said = one_line(run("serve", str(tmp_path / "any.mar"), *arguments))
+            # To what is no terminal, `auto` would write JSON.
+            said = one_line(run("serve", str(tmp_path / "any.mar"), "--log-format=text", *arguments))
         assert f"with {option}" in said
         assert "[PORT_UNAVAILABLE]" in said
 

@@ -74,7 +74,13 @@ def digest(result: Result) -> str:
 class TestHelp:
     def test_shows_examples_of_what_there_is_to_choose(self) -> None:
         shown = run("--help").output.partition("Examples")[2]
-        for example in ("--agreement 0.95", "--ablation mean", "--source neuron-mct", "torchrun --nproc-per-node 4"):
+        for example in (
+            "--classifier model.onnx",
+            "--agreement 0.95",
+            "--ablation mean",
+            "--source neuron-mct",
+            "torchrun --nproc-per-node 4",
+        ):
             assert example in shown
 
     def test_names_every_choice(self) -> None:

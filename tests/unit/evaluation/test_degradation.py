@@ -58,7 +58,7 @@ def removed(relevance: Sequence[float], order: Order, count: int, seed: int = 0)
 
 class TestRemovedPixels:
     @given(INTEGERS, st.sampled_from(Order), st.integers(0, PIXELS), st.integers(0, 5))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_are_as_many_as_asked_for_and_the_first_in_the_order(
         self, relevance: list[int], order: Order, count: int, seed: int
     ) -> None:
@@ -69,7 +69,7 @@ class TestRemovedPixels:
         assert all(sign * relevance[early] <= sign * relevance[late] for early in gone for late in kept)
 
     @given(INTEGERS, st.integers(0, PIXELS))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_of_one_order_are_those_of_the_other_for_the_opposite_relevance(
         self, relevance: list[int], count: int
     ) -> None:

@@ -25,7 +25,7 @@ def generator(granularity: Granularity, factor: float = 1.0) -> PathwayGenerator
     return larger
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from(Granularity), st.sampled_from([1e-2, 1.0, 1e3]))
 def test_the_order_of_the_scores_is_kept_however_large_they_are(granularity: Granularity, factor: float) -> None:
     scaled, classifier = generator(granularity, factor), tiny_bundle(granularity).classifier

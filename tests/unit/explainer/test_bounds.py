@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from pathlens.errors import DeadlineExceededError, InvalidRequestError
-from pathlens.explainer.item import Item
 from pathlens.explanation import (
     MAX_TARGETS,
     MAX_TOP_NEURONS,
@@ -19,6 +18,8 @@ from pathlens.explanation import (
     Targets,
 )
 from tiny_bundle import pixels, tiny_bundle, tiny_explainer
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 MCT = PathwaySource.NEURON_MCT
 
@@ -61,14 +62,10 @@ def test_work_ends_where_the_deadline_passes_between_two_passes(monkeypatch: pyt
         now[0] = 10.0
 
     monkeypatch.setattr(explainer, "_predict", slow)
-    monkeypatch.setattr(explainer, "_run", lambda *_: pytest.fail("the pathway network ran after the deadline"))
+    for run in ("pathway_logits", "pathway_run"):
+        monkeypatch.setattr(explainer.backend, run, lambda *_: pytest.fail("it ran after the deadline"))
     (answer,) = explainer.answer([ExplanationRequest(pixels(), ExplanationOptions(source=MCT), deadline=5.0)])
     assert isinstance(answer, DeadlineExceededError)
-
-
-def test_equal_logits_are_ranked_as_argmax_ranks_them() -> None:
-    item = Item(ExplanationRequest(pixels()), logits=torch.zeros(10))
-    assert item.ranking == list(range(10))
 
 
 def test_whole_photographs_are_not_kept_for_pictures_that_are_smaller() -> None:

@@ -67,7 +67,7 @@ def confidence(explanation: Explanation) -> float:
 
 
 @given(seed=st.integers(0, 1000), granularity=st.sampled_from(Granularity), ablation=st.sampled_from(Ablation))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_generated_pathway_is_what_the_generator_makes_of_the_classifiers_activations(
     seed: int, granularity: Granularity, ablation: Ablation
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_generated_pathway_is_what_the_generator_makes_of_the_classifiers_acti
     granularity=st.sampled_from(Granularity),
     ablation=st.sampled_from(Ablation),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_confidence_and_map_of_a_generated_pathway_are_those_of_its_pathway_network(
     seed: int, target: int, granularity: Granularity, ablation: Ablation
 ) -> None:

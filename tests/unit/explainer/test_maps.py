@@ -15,6 +15,8 @@ from pathlens.pathways.neuron_mct import neuron_mct
 from pathlens.pathways.pathway import Pathway
 from tiny_bundle import PREPROCESSING, WITHOUT_PATHWAY, pixels, png, tensor, tiny_bundle, tiny_explainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OUTPUTS = frozenset({Output.MAP, Output.HEATMAP, Output.OVERLAY})
 
 

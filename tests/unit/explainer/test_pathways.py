@@ -79,7 +79,7 @@ def test_a_transferred_pathway_agrees_entirely_with_the_pathway_of_its_class(tar
     sparsity=st.floats(0, 1, exclude_max=True),
     granularity=st.sampled_from(Granularity),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_contribution_pathway_is_that_of_neuron_mct(
     seed: int, target: int, sparsity: float, granularity: Granularity
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_contribution_pathway_is_that_of_neuron_mct(
 @given(
     seed=st.integers(0, 1000), sparsity=st.floats(0.6, 1, exclude_max=True), granularity=st.sampled_from(Granularity)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_sparsity_is_exact_where_enough_neurons_contribute(
     seed: int, sparsity: float, granularity: Granularity
 ) -> None:

@@ -14,11 +14,13 @@ from pathlens.explainer import Explainer
 from pathlens.explanation import STAGES, Ablation, ExplanationOptions, ExplanationRequest, Output, PathwaySource
 from tiny_bundle import LABELS, PREPROCESSING, SERVED, pixels, png, tensor, tiny_bundle, tiny_explainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 CLASSES = len(LABELS)
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_predictions_are_sorted_and_their_probabilities_sum_to_one(seed: int) -> None:
     (result,) = tiny_explainer().predict([tensor(seed)], CLASSES)
     probabilities = [prediction.probability for prediction in result.predictions]

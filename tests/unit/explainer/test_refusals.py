@@ -1,6 +1,8 @@
 """Requests that cannot be answered: each is refused with its code, its reason and the field at fault."""
 
 import math
+import struct
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from pathlens.classifier.capture import capture
 from pathlens.classifier.decoding import DecodingLimits
 from pathlens.classifier.preprocessing import Colour, Preprocessing
-from pathlens.errors import PathlensError
+from pathlens.errors import DeadlineExceededError, PathlensError
 from pathlens.explainer import Explainer
 from pathlens.explanation import (
     ExplanationOptions,
@@ -30,6 +32,10 @@ from pathlens.pathways.bank import ClassCounts, ClassPathwayBank
 from tiny_bundle import INPUT_SHAPE, LABELS, PREPROCESSING, pixels, png, tensor, tiny_bundle, tiny_explainer
 
 MCT = PathwaySource.NEURON_MCT
+# A PNG whose 500 colour profiles take 2 ms each to inflate.
+_PROFILE = b"iCCP" + b"name\0\0" + zlib.compress(bytes(2**20), 9)
+_CHUNK = struct.pack(">I", len(_PROFILE) - 4) + _PROFILE + struct.pack(">I", zlib.crc32(_PROFILE))
+SLOW = png(pixels(0))[:33] + _CHUNK * 500 + png(pixels(0))[33:]
 FITTED = pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.GENERATED])
 
 
@@ -44,7 +50,7 @@ def facts(error: PathlensError) -> tuple[str, str, str]:
 
 
 @given(sparsity=st.floats())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_sparsity_must_lie_between_zero_and_one(sparsity: float) -> None:
     assume(not 0 <= sparsity < 1)
     error = refusal(tensor(0), ExplanationOptions(source=MCT, sparsity=sparsity))
@@ -150,6 +156,24 @@ def test_an_image_over_the_limit_of_the_explainer_is_refused(image: Any) -> None
         bundle.classifier, PREPROCESSING, LABELS, bundle.bank, 0.5, limits=DecodingLimits(max_pixels=109)
     )
     assert facts(refusal(image, explainer=explainer)) == ("INVALID_ARGUMENT", "IMAGE_TOO_LARGE", "image")
+
+
+def test_an_image_that_takes_too_long_is_refused_alone() -> None:
+    bundle = tiny_bundle()
+    explainer = Explainer(
+        bundle.classifier, PREPROCESSING, LABELS, bundle.bank, 0.5, limits=DecodingLimits(seconds=0.05)
+    )
+    answers = explainer.answer([ExplanationRequest(image, None) for image in (png(pixels(0)), SLOW, png(pixels(1)))])
+    assert [getattr(answer, "reason", "") for answer in answers] == ["", "IMAGE_TOO_SLOW", ""]
+
+
+def test_decoding_ends_where_the_deadline_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every look at the clock takes a second.
+    seconds = iter(range(10_000))
+    monkeypatch.setattr("pathlens.explainer.item.time.time", lambda: float(next(seconds)))
+    (answer,) = tiny_explainer().answer([ExplanationRequest(SLOW, None, deadline=100.0)])
+    assert isinstance(answer, DeadlineExceededError)
+    assert next(seconds) == 102
 
 
 def test_the_image_is_checked_before_the_options() -> None:

@@ -8,6 +8,8 @@ from pathlens.errors import FailedPreconditionError, InvalidRequestError, NotFou
 from pathlens.explanation import ExplanationOptions, Output, PathwaySource, Targets
 from tiny_bundle import LABELS, WITHOUT_PATHWAY, tensor, tiny_explainer
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 CLASSES = len(LABELS)
 SOURCES = pytest.mark.parametrize("source", [PathwaySource.TRANSFERRED, PathwaySource.NEURON_MCT])
 
@@ -29,7 +31,7 @@ def ranking(seed: int = 0) -> list[int]:
     labels=st.lists(st.sampled_from(LABELS), max_size=4),
     seed=st.integers(0, 20),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_targets_are_the_union_in_the_order_asked_without_repeats(
     top_k: int, indices: list[int], labels: list[str], seed: int
 ) -> None:

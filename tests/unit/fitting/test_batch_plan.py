@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pathlens.fitting.batch_plan import BatchPlan
@@ -10,7 +10,6 @@ SIZE, STEPS, SEED = st.integers(1, 50), st.integers(1, 30), st.integers(0, 2**31
 
 
 @given(POSITIONS, SIZE, STEPS, SEED)
-@settings(deadline=None)
 def test_a_round_holds_each_image_at_most_once_and_none_twice_before_the_next(
     positions: list[int], size: int, steps: int, seed: int
 ) -> None:
@@ -25,7 +24,6 @@ def test_a_round_holds_each_image_at_most_once_and_none_twice_before_the_next(
 
 
 @given(POSITIONS, SIZE, STEPS, SEED)
-@settings(deadline=None)
 def test_all_batches_are_of_the_asked_size_or_of_all_images(
     positions: list[int], size: int, steps: int, seed: int
 ) -> None:
@@ -35,7 +33,6 @@ def test_all_batches_are_of_the_asked_size_or_of_all_images(
 
 
 @given(POSITIONS, SIZE, STEPS, SEED, st.data())
-@settings(deadline=None)
 def test_the_rest_of_a_plan_does_not_depend_on_where_it_is_taken_up(
     positions: list[int], size: int, steps: int, seed: int, data: st.DataObject
 ) -> None:
@@ -48,7 +45,6 @@ def test_the_rest_of_a_plan_does_not_depend_on_where_it_is_taken_up(
 
 
 @given(POSITIONS, SIZE, STEPS, SEED)
-@settings(deadline=None)
 def test_a_longer_plan_begins_like_a_shorter_one(positions: list[int], size: int, steps: int, seed: int) -> None:
     assert list(BatchPlan(positions, size, steps, seed)) == BatchPlan(positions, size, 2 * steps, seed)[:steps]
 

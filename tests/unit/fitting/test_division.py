@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathlens.fitting.division import hold_out, set_apart
+from pathlens.fitting.division import hold_out, set_apart, thin_out
 
 SHARES = st.floats(0.01, 0.5)
 CLASSES = st.lists(st.integers(-1, 4), min_size=1, max_size=300)
@@ -13,6 +15,14 @@ def test_every_image_either_builds_or_is_held_out(total: int, share: float, larg
     building, held_out = hold_out(total, share, largest)
     assert sorted(building + held_out) == list(range(total))
     assert 1 <= len(held_out) <= largest
+
+
+@given(st.integers(0, 500), st.integers(1, 100))
+def test_some_of_many_positions_are_spread_evenly(total: int, largest: int) -> None:
+    taken = thin_out(range(total), largest)
+    assert len(taken) <= largest
+    assert len(taken) == total or len(taken) * 2 > min(total, largest)
+    assert len({later - earlier for earlier, later in pairwise(taken)}) <= 1
 
 
 @given(CLASSES, SHARES, st.integers(1, 100))

@@ -2,6 +2,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +62,14 @@ def reading(
     iterator = ImageReader(source, PREPROCESSING, workers).read(batches)
     assert isinstance(iterator, Generator)
     return iterator
+
+
+def start_fork_server(environment: dict[str, str], prepare: str = "") -> subprocess.CompletedProcess[str]:
+    """Start a fork server in a process that has none."""
+    code = f"from pathlens.fitting import reading\n{prepare}\nreading._fork_server()"
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
 
 
 def open_files() -> int:
@@ -208,20 +218,34 @@ class TestWorkers:
         read += iterator
         assert [positions for positions, _ in read] == BATCHES * 20
 
+    def test_start_however_long_the_path_of_temporary_files_is(self, tmp_path: Path) -> None:
+        temporary = tmp_path / ("long" * 25)
+        temporary.mkdir()
+        started = start_fork_server({"TMPDIR": str(temporary)})
+        assert started.returncode == 0, started.stderr
+        assert list(temporary.iterdir()) == []
+
+    def test_that_cannot_start_are_an_error_that_names_the_remedies(self) -> None:
+        code = "reading._SHORT_BASE = '/nowhere'; reading._LONGEST_BASE = 0"
+        started = start_fork_server({}, code)
+        assert started.returncode == 1
+        assert "FitError" in started.stderr
+        assert "TMPDIR" in started.stderr
+        assert "--workers 0" in started.stderr
+
     def test_that_start_during_an_interrupt_do_not_lose_it(self, source: ImageSource) -> None:
-        handler, interrupting = signal.getsignal(signal.SIGINT), [True]
+        handler = signal.getsignal(signal.SIGINT)
 
         def interrupt() -> None:
-            if interrupting:
-                os.kill(os.getpid(), signal.SIGINT)
+            while not multiprocessing.active_children():
+                time.sleep(0)
+            os.kill(os.getpid(), signal.SIGINT)
 
-        # Python only reports, and otherwise ignores, what is raised here.
-        os.register_at_fork(after_in_parent=interrupt)
-        try:
+        with ThreadPoolExecutor(1) as threads:
+            interrupting = threads.submit(interrupt)
             with pytest.raises(KeyboardInterrupt):
-                next(reading(source, 2))
-        finally:
-            interrupting.clear()
+                list(reading(source, 2, BATCHES * 1000))
+            interrupting.result()
         assert signal.getsignal(signal.SIGINT) is handler
         gc.collect()
         assert multiprocessing.active_children() == []

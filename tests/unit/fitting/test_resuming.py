@@ -10,7 +10,8 @@ from pathlens.classifier.images import ImageSource
 from pathlens.errors import FitError
 from pathlens.explanation import Ablation
 from pathlens.fitting import checkpoint, training_loop
-from pathlens.fitting.fit import FitSubject, fit
+from pathlens.fitting.fit import fit
+from pathlens.fitting.subject import FitSubject
 from small_fits import BY_FREQUENCY, PREPROCESSING, TRAINED, Recorder, fitted, folder, npz, subject_of
 from small_networks import captured
 

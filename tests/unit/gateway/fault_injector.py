@@ -19,6 +19,8 @@ from pathlens.gateway.metrics import Metrics
 from pathlens.gateway.server import Gateway
 from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.upstream import Upstream
+from pathlens.model_version import ModelVersion
+from pathlens.observability import TracingSettings
 from pathlens.wire.internal.v1 import torchserve_pb2, worker_pb2
 from pathlens.wire.status import OK, response_too_large, status_from_error
 from pathlens.wire.v1 import explanation_service_pb2 as messages
@@ -26,6 +28,8 @@ from pathlens.wire.v1 import explanation_service_pb2 as messages
 LABELS = ("zero", "one", "two", "three")
 SETTINGS = GatewaySettings(port=0, metrics_port=0, upstream_timeout_seconds=20.0)
 UNDECODABLE = b"not an image"
+GREY = b"\x80" * 4
+"""A canary's image of the size of the input."""
 
 
 class FaultInjector:
@@ -35,14 +39,18 @@ class FaultInjector:
         open: While cleared, predictions and explanations are held back.
         held: Images whose answer is held back until the event is set.
         failure: Code and text that every call fails with.
-        describing: While cleared, descriptions of models are held back.
+        failing: Names of models whose calls all fail.
+        misnamed: Names of models that call themselves something else.
+        describing: While cleared, descriptions of models and answers to canaries are held back.
         described: Descriptions of models that were asked for.
+        canaries: Predictions of a grey image that were asked for.
+        broken: Whether all predictions and explanations of images end with INTERNAL, as after a sticky error of CUDA.
         padding: Bytes of heatmap in every explanation.
         paddings: The same for single images.
         keeps_limit: Whether explanations without room in `max_response_bytes` are refused, as our handler does.
         prediction: Raw bytes to answer with in place of a WorkerResponse.
         probability: Of every prediction.
-        requests: What came in, descriptions of models left out.
+        requests: What came in, descriptions of models and canaries left out.
         in_progress: Requests that came in and are not answered.
         peak: The most there ever were in progress.
         cancelled: Requests that were taken back.
@@ -54,9 +62,13 @@ class FaultInjector:
         self.open.set()
         self.held: dict[bytes, asyncio.Event] = {}
         self.failure: tuple[grpc.StatusCode, str] | None = None
+        self.failing: set[str] = set()
+        self.misnamed: set[str] = set()
         self.describing = asyncio.Event()
         self.describing.set()
         self.described = 0
+        self.canaries: list[worker_pb2.WorkerCall] = []
+        self.broken = False
         self.padding = 0
         self.paddings: dict[bytes, int] = {}
         self.keeps_limit = False
@@ -101,8 +113,14 @@ class FaultInjector:
         worker_request = worker_pb2.WorkerRequest.FromString(request.input["pathlens"])
         if self.failure is not None:
             await context.abort(*self.failure)
+        if request.model_name in self.failing:
+            await context.abort(grpc.StatusCode.INTERNAL, "Worker died.")
         if worker_request.calls[0].HasField("get_model"):
             self.described += 1
+            await self.describing.wait()
+            return self._response(request, worker_request)
+        if worker_request.calls[0].predict.image.tensor.data == GREY:
+            self.canaries.append(worker_request.calls[0])
             await self.describing.wait()
             return self._response(request, worker_request)
         self.requests.append((request.model_name, request.model_version, worker_request))
@@ -128,9 +146,12 @@ class FaultInjector:
             return torchserve_pb2.PredictionResponse(prediction=self.prediction)
         handler_time = duration_pb2.Duration()
         handler_time.FromNanoseconds(round(self.handler_seconds * 1e9))
+        # As TorchServe does, whose default is the first version.
+        version = ModelVersion(request.model_name, request.model_version or "1.0")
         response = worker_pb2.WorkerResponse(
-            replies=[self._reply(request.model_name, call) for call in worker_request.calls], handler_time=handler_time
+            replies=[self._reply(version, call) for call in worker_request.calls], handler_time=handler_time
         )
+        response.handler_start.GetCurrentTime()
         room = worker_request.max_response_bytes
         for reply in response.replies if self.keeps_limit else ():
             if (size := reply.ByteSize()) > room:
@@ -140,8 +161,15 @@ class FaultInjector:
                 room -= size
         return torchserve_pb2.PredictionResponse(prediction=response.SerializeToString())
 
-    def _reply(self, model_name: str, call: worker_pb2.WorkerCall) -> worker_pb2.WorkerReply:
-        served = messages.ServedModel(name=self.model_name_prefix + model_name, version="1.0")
+    def _reply(self, version: ModelVersion, call: worker_pb2.WorkerCall) -> worker_pb2.WorkerReply:
+        prefix = "other " if version.name in self.misnamed else self.model_name_prefix
+        served = messages.ServedModel(name=prefix + version.name, version=version.version)
+        if (
+            self.broken
+            and call.explain.image.encoded != UNDECODABLE
+            and call.WhichOneof("call") in ("predict", "explain")
+        ):
+            return worker_pb2.WorkerReply(status=status_from_error(RuntimeError("CUDA error: device-side assert")))
         timings = messages.StageTimings(predict=duration_pb2.Duration(nanos=2_000_000))
         match call.WhichOneof("call"):
             case "get_model":
@@ -186,10 +214,14 @@ class FaultInjector:
 
 @asynccontextmanager
 async def running_gateway(
-    injector: FaultInjector, models: tuple[str, ...] = ("digits",), **limits: Any
+    injector: FaultInjector,
+    models: tuple[str, ...] = ("digits",),
+    tracing: TracingSettings = TracingSettings(),
+    **limits: Any,
 ) -> AsyncIterator[tuple[Gateway, grpc.aio.Channel]]:
     """Run a gateway in front of the injector, with a channel to it."""
-    gateway = Gateway(replace(SETTINGS, **limits), injector.address, models)
+    served = [ModelVersion(name, "1.0") for name in models]
+    gateway = Gateway(replace(SETTINGS, **limits), injector.address, served, tracing=tracing)
     await gateway.start()
     try:
         async with grpc.aio.insecure_channel(
@@ -208,7 +240,9 @@ async def running_gateway(
 async def running_upstream(injector: FaultInjector, **limits: Any) -> AsyncIterator[tuple[Upstream, Metrics]]:
     """Connect an Upstream to the injector."""
     metrics = Metrics()
-    upstream = Upstream(injector.address, replace(SETTINGS, **limits), metrics)
+    settings = replace(SETTINGS, **limits)
+    metrics.serve(ModelVersion("digits", "1.0"), settings.requests_in_flight())
+    upstream = Upstream(injector.address, settings, metrics)
     try:
         yield upstream, metrics
     finally:
@@ -216,6 +250,12 @@ async def running_upstream(injector: FaultInjector, **limits: Any) -> AsyncItera
         injector.describing.set()
         await upstream.drain(5.0)
         await upstream.close()
+
+
+def description(name: str = "digits", version: str = "1.0") -> messages.Model:
+    """Return what the injector's model of this name and version says about itself."""
+    served = messages.ServedModel(name=name, version=version)
+    return messages.Model(model=served, labels=LABELS, input_shape=[1, 2, 2])
 
 
 def predict_call(encoded: bytes = b"image") -> worker_pb2.WorkerCall:

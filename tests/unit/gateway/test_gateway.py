@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import socket
 import time
 import urllib.request
@@ -9,19 +10,25 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf import any_pb2
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from pathlens.errors import PathlensError, ServerStartError
+from pathlens.gateway import validation
 from pathlens.gateway.metrics import METHODS, SERVICE
 from pathlens.gateway.server import Gateway
+from pathlens.model_version import ModelVersion
+from pathlens.wire.internal.v1 import worker_pb2
 from pathlens.wire.status import OK, error_from_status
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
 from .fault_injector import LABELS, SETTINGS, UNDECODABLE, FaultInjector, running_gateway
 
+UNKNOWN: Any = 99
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -68,6 +75,11 @@ async def scraped(gateway: Gateway) -> str:
             return str(response.read().decode())
 
     return await asyncio.to_thread(scrape)
+
+
+def counted(code: str, method: str) -> str:
+    """Tell what stands in the exposition after one call of the served model."""
+    return f'pathlens_requests_total{{code="{code}",method="{method}",model="digits",version="1.0"}} 1.0'
 
 
 async def health_of(channel: grpc.aio.Channel, name: str) -> int:
@@ -234,7 +246,9 @@ def test_a_message_over_the_limit_is_refused_with_details_and_counted() -> None:
             assert error.reason == "MESSAGE_TOO_LARGE"
             assert injector.requests == []
             exposition = await scraped(gateway)
-            assert 'pathlens_requests_total{code="RESOURCE_EXHAUSTED",method="Predict"} 1.0' in exposition
+            # No version was asked yet.
+            refused = 'pathlens_requests_total{code="RESOURCE_EXHAUSTED",method="Predict",model="",version=""} 1.0'
+            assert refused in exposition
 
     asyncio.run(scenario())
 
@@ -273,7 +287,10 @@ def test_a_dead_worker_is_unavailable_for_a_while() -> None:
 
 def test_a_full_queue_is_refused_with_a_time_to_come_back() -> None:
     async def scenario() -> None:
-        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=1) as (_, channel):
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, max_queued=0, max_in_flight=1) as (_, channel),
+        ):
             injector.open.clear()
             request = messages.PredictRequest(image=image())
             waiting = asyncio.ensure_future(service(channel).Predict(request))
@@ -298,7 +315,36 @@ def test_an_internal_failure_keeps_its_text_from_the_caller(
             error = await refusal(service(channel).Predict(messages.PredictRequest(image=image())))
             assert error.code == "INTERNAL"
             assert "secret" not in error.message
-            assert "a secret" in caplog.text
+
+    asyncio.run(scenario())
+    # The answer goes out before the log is written.
+    assert "a secret" in caplog.text
+
+
+MALFORMED = {
+    "an unknown pathway source": worker_pb2.WorkerReply(
+        status=OK, explain=messages.ExplainResponse(explanations=[messages.Explanation(source=UNKNOWN)])
+    ),
+    "a status with broken details": worker_pb2.WorkerReply(
+        status=status_pb2.Status(
+            code=3,
+            details=[any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_an_answer_that_no_handler_of_ours_gives_is_an_internal_error_with_a_reason(name: str) -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            injector.prediction = worker_pb2.WorkerResponse(replies=[MALFORMED[name]]).SerializeToString()
+            error = await refusal(service(channel).Explain(messages.ExplainRequest(image=image())))
+            assert (error.code, error.reason) == ("INTERNAL", "RESPONSE_MALFORMED")
+            (item,) = [one async for one in service(channel).StreamExplain(iter([stream_item(b"image")]))]
+            assert error_from_status(item.result.status).reason == "RESPONSE_MALFORMED"
+            batch = await service(channel).BatchExplain(batch_of(b"image"))
+            assert error_from_status(batch.results[0].status).reason == "RESPONSE_MALFORMED"
 
     asyncio.run(scenario())
 
@@ -310,8 +356,8 @@ def test_the_deadline_of_a_caller_is_kept_without_cancelling_upstream() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await service(channel).Predict(messages.PredictRequest(image=image()), timeout=0.2)
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert "pathlens_upstream_inflight 1.0" in await scraped(gateway)
-            assert 'pathlens_requests_total{code="DEADLINE_EXCEEDED",method="Predict"} 1.0' in await scraped(gateway)
+            assert 'pathlens_upstream_inflight{model="digits"} 1.0' in await scraped(gateway)
+            assert counted("DEADLINE_EXCEEDED", "Predict") in await scraped(gateway)
             injector.open.set()
             await injector.until(in_progress=0)
             assert (injector.cancelled, injector.finished) == (0, 1)
@@ -327,7 +373,7 @@ def test_a_cancelled_call_is_counted_and_not_cancelled_upstream() -> None:
             await injector.until(in_progress=1)
             call.cancel()
             await asyncio.sleep(0.1)
-            assert 'pathlens_requests_total{code="CANCELLED",method="Predict"} 1.0' in await scraped(gateway)
+            assert counted("CANCELLED", "Predict") in await scraped(gateway)
             assert "pathlens_upstream_abandoned_total 1.0" in await scraped(gateway)
             injector.open.set()
             await injector.until(in_progress=0)
@@ -470,7 +516,7 @@ def test_a_stream_answers_every_id_once() -> None:
 
 def test_a_stream_sends_what_is_ready_first() -> None:
     async def scenario() -> None:
-        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=4) as (_, channel):
             injector.held[b"slow"] = asyncio.Event()
             received = []
             async for response in service(channel).StreamExplain(iter([stream_item(b"slow"), stream_item(b"quick")])):
@@ -508,7 +554,10 @@ def test_a_stream_may_ask_several_models() -> None:
 
 def test_a_stream_has_no_more_in_flight_than_its_window() -> None:
     async def scenario() -> None:
-        async with FaultInjector() as injector, running_gateway(injector, stream_window=3) as (_, channel):
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, stream_window=3, max_in_flight=8) as (_, channel),
+        ):
             injector.open.clear()
             call = service(channel).StreamExplain(stream_item(b"image") for _ in range(10))
             await injector.until(in_progress=3)
@@ -545,7 +594,10 @@ def test_a_result_of_a_stream_that_only_fits_without_its_id_is_one_bad_item() ->
 
 def test_a_cancelled_stream_leaves_no_task_and_cancels_nothing_upstream() -> None:
     async def scenario() -> None:
-        async with FaultInjector() as injector, running_gateway(injector, stream_window=3) as (gateway, channel):
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, stream_window=3, max_in_flight=8) as (gateway, channel),
+        ):
             injector.open.clear()
             call = service(channel).StreamExplain(stream_item(b"image") for _ in range(10))
             await injector.until(in_progress=3)
@@ -553,7 +605,7 @@ def test_a_cancelled_stream_leaves_no_task_and_cancels_nothing_upstream() -> Non
             await asyncio.sleep(0.2)
             names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
             assert not {"_run", "_next"} & names
-            assert 'pathlens_requests_total{code="CANCELLED",method="StreamExplain"} 1.0' in await scraped(gateway)
+            assert counted("CANCELLED", "StreamExplain") in await scraped(gateway)
             injector.open.set()
             await injector.until(in_progress=0)
             assert (injector.cancelled, injector.finished) == (0, 3)
@@ -567,11 +619,12 @@ def test_every_finished_call_is_counted_with_its_code() -> None:
             await service(channel).Predict(messages.PredictRequest(image=image()))
             await refusal(service(channel).Predict(messages.PredictRequest()))
             exposition = await scraped(gateway)
-            assert 'pathlens_requests_total{code="OK",method="Predict"} 1.0' in exposition
-            assert 'pathlens_requests_total{code="INVALID_ARGUMENT",method="Predict"} 1.0' in exposition
-            assert 'pathlens_request_duration_seconds_count{method="Predict"} 2.0' in exposition
+            assert counted("OK", "Predict") in exposition
+            assert counted("INVALID_ARGUMENT", "Predict") in exposition
+            answered = 'method="Predict",model="digits",source="",version="1.0"'
+            assert f"pathlens_request_duration_seconds_count{{{answered}}} 2.0" in exposition
             assert 'pathlens_inflight{method="Predict"} 0.0' in exposition
-            assert 'pathlens_stage_duration_seconds_count{model="digits",stage="queue"} 1.0' in exposition
+            assert 'pathlens_stage_duration_seconds_count{model="digits",stage="queue",version="1.0"} 1.0' in exposition
 
     asyncio.run(scenario())
 
@@ -587,7 +640,7 @@ def test_health_is_serving_once_the_models_have_answered(name: str) -> None:
 
 def test_health_is_not_serving_until_the_models_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr("pathlens.gateway.server._RETRY_SECONDS", 0.05)
+        monkeypatch.setattr("pathlens.gateway.readiness._RETRY_SECONDS", 0.05)
         async with FaultInjector() as injector:
             injector.failure = (grpc.StatusCode.INTERNAL, "Worker died.")
             async with running_gateway(injector) as (_, channel):
@@ -743,7 +796,7 @@ def test_a_stopped_gateway_gives_its_ports_back() -> None:
 
 def test_a_gateway_that_does_not_run_has_no_address() -> None:
     with pytest.raises(RuntimeError, match="start"):
-        _ = Gateway(SETTINGS, "127.0.0.1:1", ["digits"]).address
+        _ = Gateway(SETTINGS, "127.0.0.1:1", [ModelVersion("digits", "1.0")]).address
 
 
 def test_a_gateway_stops_twice_without_harm() -> None:
@@ -807,11 +860,11 @@ def test_a_slow_sender_of_a_stream_still_gets_its_answers() -> None:
     asyncio.run(scenario())
 
 
-def test_items_wait_for_room_and_a_single_call_does_not() -> None:
+def test_items_wait_for_room_where_a_single_call_may_not() -> None:
     async def scenario() -> None:
         async with (
             FaultInjector() as injector,
-            running_gateway(injector, max_in_flight=1, batch_chunk=1) as (_, channel),
+            running_gateway(injector, max_in_flight=1, max_queued=0, batch_chunk=1) as (_, channel),
         ):
             injector.open.clear()
             batch = asyncio.ensure_future(service(channel).BatchExplain(batch_of(*[b"image"] * 10)))
@@ -843,19 +896,163 @@ def test_a_cancelled_stream_leaves_no_item_that_waits() -> None:
     asyncio.run(scenario())
 
 
-def test_calls_at_one_time_are_bounded() -> None:
+def test_one_call_too_many_is_refused_with_a_time_to_come_back() -> None:
     async def scenario() -> None:
-        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=1) as (_, channel):
-            open_streams = [service(channel).StreamExplain() for _ in range(4)]
-            for stream in open_streams:
+        async with FaultInjector() as injector, running_gateway(injector, max_calls=2) as (_, channel):
+            streams = [service(channel).StreamExplain() for _ in range(2)]
+            for stream in streams:
                 await stream.write(stream_item(b""))
                 await stream.read()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await service(channel).ListModels(messages.ListModelsRequest())
-            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            for stream in open_streams:
+            error = await refusal(service(channel).ListModels(messages.ListModelsRequest()))
+            assert (error.code, error.reason, error.retry_after) == ("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", 1.0)
+            for stream in streams:
                 await stream.done_writing()
                 assert await stream.read() is grpc.aio.EOF
+            assert (await service(channel).ListModels(messages.ListModelsRequest())).models
+
+    asyncio.run(scenario())
+
+
+def test_one_stream_too_many_is_refused_with_a_time_to_come_back() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_bulk_calls=1) as (gateway, channel):
+            injector.held[b"held"] = asyncio.Event()
+            first = service(channel).StreamExplain()
+            await first.write(stream_item(b"held"))
+            await injector.until(in_progress=1)
+            error = await refusal(service(channel).BatchExplain(batch_of(b"image")))
+            assert (error.code, error.reason, error.retry_after) == ("RESOURCE_EXHAUSTED", "TOO_MANY_BULK_CALLS", 1.0)
+            refused = 'pathlens_refused_total{kind="bulk",reason="TOO_MANY_BULK_CALLS"} 1.0'
+            assert refused in await scraped(gateway)
+            second = service(channel).StreamExplain()
+            await second.write(stream_item(b"image"))
+            assert (await refusal(second.read())).reason == "TOO_MANY_BULK_CALLS"
+            # Lone explanations do not count.
+            await service(channel).Explain(messages.ExplainRequest(image=image()))
+            injector.held[b"held"].set()
+            assert (await first.read()).result.status.code == OK.code
+            await first.done_writing()
+            assert await first.read() is grpc.aio.EOF
+            await service(channel).BatchExplain(batch_of(b"image"))
+
+    asyncio.run(scenario())
+
+
+def test_silent_streams_keep_nobody_out() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_bulk_calls=1) as (_, channel):
+            silent = [service(channel).StreamExplain() for _ in range(3)]
+            for number, stream in enumerate(silent):
+                # The first one has never sent anything, and the others have all their answers.
+                if number:
+                    await stream.write(stream_item(b"image"))
+                    await stream.read()
+            assert (await service(channel).BatchExplain(batch_of(b"image"))).results[0].status.code == OK.code
+            for stream in silent:
+                await stream.write(stream_item(b"again"))
+                assert (await stream.read()).result.status.code == OK.code
+                await stream.done_writing()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_streams_leave_items_unread_for_which_there_is_no_room(leaves: bool) -> None:
+    async def scenario() -> None:
+        async with (
+            FaultInjector() as injector,
+            running_gateway(injector, max_queued_bytes=3_000, max_bulk_calls=5, max_in_flight=64) as (_, channel),
+        ):
+            injector.open.clear()
+            streams = [
+                service(channel).StreamExplain([stream_item(b"%d " % sender + bytes(1_000))] * 8) for sender in range(4)
+            ]
+            async with asyncio.timeout(5):
+                while len({request.calls[0].explain.image.encoded for _, _, request in injector.requests}) < 4:
+                    await asyncio.sleep(0.005)
+            # Each has one item in any case; together they have no more than one for each beyond the limit.
+            await asyncio.sleep(0.3)
+            assert 4 <= injector.in_progress <= 6
+            error = await refusal(service(channel).BatchExplain(batch_of(bytes(1_000))))
+            assert error.reason == "TOO_MANY_BULK_CALLS"
+            if leaves:
+                for stream in streams:
+                    stream.cancel()
+                await asyncio.sleep(0.2)
+            injector.open.set()
+            if not leaves:
+                for stream in streams:
+                    assert [response.result.status.code async for response in stream] == [OK.code] * 8
+            # Nothing is counted any more.
+            injector.open.clear()
+            batch = asyncio.ensure_future(service(channel).BatchExplain(batch_of(bytes(1_000))))
+            stream = service(channel).StreamExplain(stream_item(b"%d" % number) for number in range(8))
+            before = len(injector.requests)
+            async with asyncio.timeout(5):
+                while len(injector.requests) < before + 9:
+                    await asyncio.sleep(0.005)
+            injector.open.set()
+            assert len([response async for response in stream]) == 8
+            await batch
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_is_checked_item_by_item_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector) as (_, channel):
+            turns, seen = itertools.count(), []
+
+            async def others() -> None:
+                while True:
+                    next(turns)
+                    await asyncio.sleep(0)
+
+            check = validation.check_image
+
+            def checked(*arguments: Any) -> None:
+                seen.append(next(turns))
+                check(*arguments)
+
+            monkeypatch.setattr(validation, "check_image", checked)
+            working = asyncio.ensure_future(others())
+            await service(channel).BatchExplain(batch_of(*[b"image"] * 10))
+            working.cancel()
+            # In between came somebody else.
+            assert len(seen) == 10
+            assert all(later - earlier > 1 for earlier, later in itertools.pairwise(seen))
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_too_many_is_refused_without_a_look_at_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_bulk_calls=1) as (_, channel):
+            injector.open.clear()
+            held = asyncio.ensure_future(service(channel).BatchExplain(batch_of(b"image")))
+            await injector.until(in_progress=1)
+            looks: list[object] = []
+            monkeypatch.setattr(validation, "check_image", lambda *_: looks.append(1))
+            error = await refusal(service(channel).BatchExplain(batch_of(b"image")))
+            assert (error.reason, looks) == ("TOO_MANY_BULK_CALLS", [])
+            injector.open.set()
+            await held
+
+    asyncio.run(scenario())
+
+
+def test_batches_are_refused_when_they_hold_too_much_together() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_queued_bytes=1000) as (_, channel):
+            injector.open.clear()
+            # The only one may have any size.
+            held = asyncio.ensure_future(service(channel).BatchExplain(batch_of(b"x" * 2000)))
+            await injector.until(in_progress=1)
+            error = await refusal(service(channel).BatchExplain(batch_of(b"image")))
+            assert error.reason == "TOO_MANY_BULK_CALLS"
+            injector.open.set()
+            assert (await held).results[0].status.code == OK.code
+            await service(channel).BatchExplain(batch_of(b"image"))
 
     asyncio.run(scenario())
 
@@ -878,7 +1075,10 @@ def test_chunks_that_are_computed_together_share_one_message() -> None:
     async def scenario() -> None:
         async with (
             FaultInjector() as injector,
-            running_gateway(injector, max_message_bytes=100_000, batch_chunk=2, stream_window=4) as (_, channel),
+            running_gateway(injector, max_message_bytes=100_000, batch_chunk=2, stream_window=4, max_in_flight=8) as (
+                _,
+                channel,
+            ),
         ):
             injector.open.clear()
             batch = asyncio.ensure_future(service(channel).BatchExplain(batch_of(*[b"image"] * 16)))

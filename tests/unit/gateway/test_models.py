@@ -7,6 +7,7 @@ import pytest
 
 from pathlens.errors import InternalError, InvalidRequestError, NotFoundError, UnavailableError
 from pathlens.gateway.models import ModelDirectory
+from pathlens.model_version import ModelVersion
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 from .fault_injector import LABELS, FaultInjector, running_upstream
@@ -15,7 +16,7 @@ from .fault_injector import LABELS, FaultInjector, running_upstream
 @asynccontextmanager
 async def directory_of(*names: str) -> AsyncIterator[tuple[ModelDirectory, FaultInjector]]:
     async with FaultInjector() as injector, running_upstream(injector) as (upstream, _):
-        yield ModelDirectory(names, upstream), injector
+        yield ModelDirectory([ModelVersion(name, "1.0") for name in names], upstream), injector
 
 
 def reference(name: str = "", version: str = "") -> messages.ModelReference:
@@ -87,6 +88,77 @@ def test_a_model_that_has_not_answered_yet_is_unavailable() -> None:
     asyncio.run(scenario())
 
 
+def described(version: ModelVersion) -> messages.Model:
+    return messages.Model(model=messages.ServedModel(name=version.name, version=version.version))
+
+
+@asynccontextmanager
+async def directory_with(*versions: str) -> AsyncIterator[ModelDirectory]:
+    """A directory with these versions of one model besides 1.0."""
+    async with directory_of("digits") as (directory, _):
+        await directory.refresh()
+        for version in versions:
+            directory.add(described(ModelVersion("digits", version)), ModelVersion("digits", version))
+        yield directory
+
+
+def test_an_empty_version_means_the_newest_and_an_older_one_can_be_named() -> None:
+    async def scenario() -> None:
+        async with directory_with("1.9", "1.10") as directory:
+            assert directory.resolve(reference()).model.version == "1.10"
+            assert directory.resolve(reference("digits", "1.9")).model.version == "1.9"
+            assert [model.model.version for model in directory.models] == ["1.10", "1.9", "1.0"]
+
+    asyncio.run(scenario())
+
+
+def test_all_versions_are_named_when_none_of_them_is_meant() -> None:
+    async def scenario() -> None:
+        async with directory_with("1.9", "1.10") as directory:
+            with pytest.raises(NotFoundError, match=r"'1.10', '1.9', '1.0', not '3'") as caught:
+                directory.resolve(reference("digits", "3"))
+            assert caught.value.metadata["served"] == "digits 1.10, digits 1.9, digits 1.0"
+
+    asyncio.run(scenario())
+
+
+def test_a_removed_version_is_meant_by_no_further_request() -> None:
+    async def scenario() -> None:
+        async with directory_with("2.0") as directory:
+            directory.remove(ModelVersion("digits", "2.0"))
+            assert directory.resolve(reference()).model.version == "1.0"
+            with pytest.raises(NotFoundError):
+                directory.resolve(reference("digits", "2.0"))
+
+    asyncio.run(scenario())
+
+
+def test_a_version_is_in_use_from_its_request_to_the_answer_although_it_was_removed() -> None:
+    async def scenario() -> None:
+        version = ModelVersion("digits", "2.0")
+        async with directory_with("2.0") as directory:
+            with directory.use(reference()), directory.use(reference("digits", "1.0")):
+                assert directory.uses(version) == 1
+                directory.remove(version)
+                assert directory.uses(version) == 1
+            assert directory.uses(version) == 0
+
+    asyncio.run(scenario())
+
+
+def test_the_newest_version_is_not_meant_before_it_has_described_itself() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_upstream(injector) as (upstream, _):
+            old, new = ModelVersion("digits", "1.0"), ModelVersion("digits", "2.0")
+            directory = ModelDirectory([old, new], upstream)
+            directory.add(described(old), old)
+            assert directory.resolve(reference()).model.version == "1.0"
+            with pytest.raises(UnavailableError):
+                directory.resolve(reference("digits", "2.0"))
+
+    asyncio.run(scenario())
+
+
 def test_a_failed_refresh_keeps_what_is_known() -> None:
     async def scenario() -> None:
         async with directory_of("digits") as (directory, injector):
@@ -110,10 +182,12 @@ def test_a_bundle_under_a_foreign_name_is_a_defect() -> None:
     asyncio.run(scenario())
 
 
-def test_a_directory_needs_a_model() -> None:
+def test_without_models_callers_are_told_to_come_back() -> None:
     async def scenario() -> None:
         async with FaultInjector() as injector, running_upstream(injector) as (upstream, _):
-            with pytest.raises(ValueError, match="at least one"):
-                ModelDirectory([], upstream)
+            with pytest.raises(UnavailableError) as caught:
+                ModelDirectory([], upstream).resolve(messages.ModelReference())
+            assert caught.value.reason == "MODEL_LOADING"
+            assert caught.value.retry_after
 
     asyncio.run(scenario())

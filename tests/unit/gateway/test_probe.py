@@ -5,15 +5,18 @@ import pytest
 
 from pathlens.errors import InternalError, PathlensError, UnavailableError
 from pathlens.gateway.probe import canary
+from pathlens.model_version import ModelVersion
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 from .fault_injector import FaultInjector
+
+DIGITS = ModelVersion("digits", "1.0")
 
 
 def run_canary(injector: FaultInjector) -> None:
     async def scenario() -> None:
         async with injector:
-            await asyncio.to_thread(canary, injector.address, "digits", 5.0)
+            await asyncio.to_thread(canary, injector.address, DIGITS, 5.0)
 
     asyncio.run(scenario())
 
@@ -25,7 +28,7 @@ def test_a_model_that_predicts_passes() -> None:
 def test_the_image_is_grey_and_of_the_size_of_the_input() -> None:
     injector = FaultInjector()
     run_canary(injector)
-    tensor = injector.requests[0][2].calls[0].predict.image.tensor
+    tensor = injector.canaries[0].predict.image.tensor
     assert tensor == messages.Tensor(data_type=messages.DATA_TYPE_UINT8, shape=[2, 2], data=b"\x80" * 4)
 
 
@@ -56,4 +59,4 @@ def test_a_foreign_handler_fails(prediction: bytes) -> None:
 
 def test_a_torchserve_that_is_not_there_fails() -> None:
     with pytest.raises(PathlensError):
-        canary("127.0.0.1:1", "digits", timeout_seconds=2.0)
+        canary("127.0.0.1:1", DIGITS, timeout_seconds=2.0)

@@ -13,8 +13,10 @@ import grpc.aio
 import pytest
 
 from pathlens.gateway import Gateway, GatewaySettings
+from pathlens.gateway.server_factory import ServerFactory
 from pathlens.serving import Service
-from pathlens.torchserve import TorchServeSettings
+from pathlens.torchserve import ArchivedModel, StoredArchive, TorchServeSettings
+from pathlens.torchserve.stored_archive import Stamp
 
 SETTINGS = GatewaySettings(port=0, metrics_port=0, drain_seconds=3.0)
 
@@ -24,6 +26,9 @@ class IdleTorchServe:
 
     inference_address = "127.0.0.1:1"
     models = ("digits",)
+    served = (
+        StoredArchive(ArchivedModel("digits", "1.0", Path("/digits.mar")), Path("/1.mar"), "0" * 64, Stamp(1, 1, 1)),
+    )
     is_running = True
 
     def __init__(self, _settings: TorchServeSettings) -> None:
@@ -39,7 +44,7 @@ class IdleTorchServe:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr("pathlens.serving.TorchServe", IdleTorchServe)
+    monkeypatch.setattr("pathlens.serving.supervised.TorchServe", IdleTorchServe)
     made = Service(TorchServeSettings(archives=(Path("digits.mar"),)), SETTINGS)
     # Other tests may keep a service of their own running meanwhile.
     before = servers()
@@ -86,7 +91,7 @@ def test_a_service_starts_and_stops_and_starts_again(service: Service) -> None:
 
 
 def test_a_service_that_never_starts_makes_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathlens.serving.TorchServe", IdleTorchServe)
+    monkeypatch.setattr("pathlens.serving.supervised.TorchServe", IdleTorchServe)
     monkeypatch.setattr(asyncio, "new_event_loop", lambda: pytest.fail("an event loop was made"))
     Service(TorchServeSettings(archives=(Path("digits.mar"),)), SETTINGS).stop()
 
@@ -127,19 +132,20 @@ def test_torchserve_is_stopped_when_the_stop_is_interrupted(service: Service, mo
     with pytest.raises(KeyboardInterrupt):
         service.stop()
     assert time.monotonic() - started < 5.0
-    assert len(stops(service)) == 1
+    # Whoever interrupts the drain wants no other one.
+    assert stops(service) == [0]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 20.0])
 def test_an_interrupted_start_leaves_no_server(
     service: Service, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    start, bind = Gateway.start, Gateway._bind
+    start, bind = Gateway.start, ServerFactory.bind
     gateways: list[Gateway] = []
     ports: list[int] = []
 
-    def remembered(gateway: Gateway, server: grpc.aio.Server) -> int:
-        ports.append(bind(gateway, server))
+    def remembered(factory: ServerFactory, server: grpc.aio.Server, port: int) -> int:
+        ports.append(bind(factory, server, port))
         return ports[0]
 
     async def slow(gateway: Gateway) -> None:
@@ -153,7 +159,7 @@ def test_an_interrupted_start_leaves_no_server(
             await asyncio.sleep(20)
 
     monkeypatch.setattr(Gateway, "start", slow)
-    monkeypatch.setattr(Gateway, "_bind", remembered)
+    monkeypatch.setattr(ServerFactory, "bind", remembered)
     before = servers()
     interrupt_after(0.5)
     with pytest.raises(KeyboardInterrupt):
@@ -167,3 +173,18 @@ def test_an_interrupted_start_leaves_no_server(
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", ports[0]))
+
+
+def test_every_worker_of_a_service_has_three_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[GatewaySettings] = []
+
+    def gateway(settings: GatewaySettings, *_: object) -> Any:
+        made.append(settings)
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr("pathlens.serving.supervised.TorchServe", IdleTorchServe)
+    monkeypatch.setattr("pathlens.serving.service.Gateway", gateway)
+    settings = TorchServeSettings(archives=(Path("digits.mar"),), workers=3)
+    with pytest.raises(RuntimeError, match="seen enough"):
+        Service(settings, SETTINGS).start()
+    assert [one.max_in_flight for one in made] == [9]

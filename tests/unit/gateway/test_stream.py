@@ -124,3 +124,22 @@ def test_an_error_of_an_answer_ends_the_stream() -> None:
             await anext(answered(aiter(Requests(1)), answer, window=1))
 
     asyncio.run(scenario())
+
+
+def test_an_error_of_the_requests_comes_after_the_answers() -> None:
+    async def scenario() -> None:
+        async def requests() -> AsyncIterator[int]:
+            yield 1
+            yield 2
+            raise ValueError("no more")
+
+        async def answer(number: int) -> int:
+            await asyncio.sleep(0.01)
+            return number
+
+        async with aclosing(answered(requests(), answer, window=3)) as responses:
+            assert {await anext(responses), await anext(responses)} == {1, 2}
+            with pytest.raises(ValueError, match="no more"):
+                await anext(responses)
+
+    asyncio.run(scenario())

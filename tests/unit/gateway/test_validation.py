@@ -1,4 +1,6 @@
+import io
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -6,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pathlens.errors import InvalidRequestError, NotFoundError, PathlensError
 from pathlens.explanation import MAX_INTEGRATION_STEPS
+from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.validation import (
     check_class_pathway,
     check_explain,
@@ -20,6 +24,7 @@ from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 MODEL = messages.Model(model=messages.ServedModel(name="digits"), labels=["zero", "one", "two"])
 LIMIT = 1000
+SETTINGS = GatewaySettings(max_image_bytes=LIMIT)
 UNKNOWN: Any = 99
 
 
@@ -29,7 +34,7 @@ def tensor(shape: list[int], size: int, data_type: Any = messages.DATA_TYPE_UINT
 
 def refusal_of_image(image: messages.Image) -> tuple[str, str]:
     with pytest.raises(InvalidRequestError) as caught:
-        check_image(image, LIMIT)
+        check_image(image, SETTINGS)
     return caught.value.reason, caught.value.field
 
 
@@ -40,7 +45,7 @@ def refusal_of_options(options: messages.ExplanationOptions) -> tuple[type[Pathl
 
 
 def test_an_encoded_image_within_the_limit_passes() -> None:
-    check_image(messages.Image(encoded=bytes(LIMIT)), LIMIT)
+    check_image(messages.Image(encoded=bytes(LIMIT)), SETTINGS)
 
 
 def test_an_image_must_be_there() -> None:
@@ -59,6 +64,38 @@ def test_a_tensor_must_not_exceed_the_limit() -> None:
     assert refusal_of_image(tensor([LIMIT + 1, 1], LIMIT + 1)) == ("IMAGE_TOO_LARGE", "image")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_file_of_too_many_pixels_is_refused_by_its_header(kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, kind)
+    file = messages.Image(encoded=buffer.getvalue())
+    check_image(file, GatewaySettings(max_image_pixels=600))
+    with pytest.raises(InvalidRequestError) as caught:
+        check_image(file, GatewaySettings(max_image_pixels=599))
+    assert (caught.value.reason, caught.value.field) == ("IMAGE_TOO_LARGE", "image")
+
+
+def test_a_file_that_does_not_tell_its_size_is_left_to_the_handler() -> None:
+    check_image(messages.Image(encoded=b"\x89PNG\r\n\x1a\n"), GatewaySettings(max_image_pixels=1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "data_type"),
+    [
+        ([30, 20], messages.DATA_TYPE_UINT8),
+        ([30, 20, 3], messages.DATA_TYPE_UINT8),
+        ([3, 30, 20], messages.DATA_TYPE_FLOAT32),
+        ([1, 30, 20], messages.DATA_TYPE_FLOAT32),
+    ],
+)
+def test_the_pixels_of_a_tensor_are_its_height_times_its_width(shape: list[int], data_type: Any) -> None:
+    image = tensor(shape, math.prod(shape) * (1 if data_type == messages.DATA_TYPE_UINT8 else 4), data_type)
+    check_image(image, GatewaySettings(max_image_pixels=600))
+    with pytest.raises(InvalidRequestError) as caught:
+        check_image(image, GatewaySettings(max_image_pixels=599))
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+
+
 @given(
     st.sampled_from([(np.uint8, messages.DATA_TYPE_UINT8), (np.float32, messages.DATA_TYPE_FLOAT32)]),
     st.lists(st.integers(min_value=1, max_value=6), min_size=2, max_size=3),
@@ -66,7 +103,7 @@ def test_a_tensor_must_not_exceed_the_limit() -> None:
 def test_every_array_that_numpy_can_make_of_a_supported_type_passes(types: Any, shape: list[int]) -> None:
     numpy_type, data_type = types
     data = np.zeros(shape, dtype=numpy_type).tobytes()
-    check_image(messages.Image(tensor=messages.Tensor(data_type=data_type, shape=shape, data=data)), LIMIT)
+    check_image(messages.Image(tensor=messages.Tensor(data_type=data_type, shape=shape, data=data)), SETTINGS)
 
 
 @given(
@@ -205,7 +242,7 @@ def test_as_much_as_the_most_passes() -> None:
     ("check", "metadata"),
     [
         (
-            lambda: check_image(tensor([2, 2], 5, messages.DATA_TYPE_FLOAT32), LIMIT),
+            lambda: check_image(tensor([2, 2], 5, messages.DATA_TYPE_FLOAT32), SETTINGS),
             {"value": "5", "shape": "[2, 2]", "data_type": "DATA_TYPE_FLOAT32", "expected": "16"},
         ),
         (
@@ -230,6 +267,25 @@ def test_metadata_holds_every_value_of_the_sentence(check: Callable[[], None], m
         assert value in caught.value.message
 
 
+def test_the_labels_of_a_model_are_looked_through_once() -> None:
+    model = messages.Model(labels=[f"class {number}" for number in range(20_000)])
+    options = messages.ExplanationOptions(targets=messages.Targets(labels=["class 5"]))
+
+    def seconds(checks: int) -> float:
+        began = time.perf_counter()
+        for _ in range(checks):
+            check_options(options, model)
+        return time.perf_counter() - began
+
+    assert seconds(1) > seconds(10)
+
+
+def test_a_description_is_asked_for_its_own_labels() -> None:
+    for labels in (["zero"], ["one"], ["zero"]):
+        model = messages.Model(model=messages.ServedModel(name="digits", version="1.0"), labels=labels)
+        check_options(messages.ExplanationOptions(targets=messages.Targets(labels=labels)), model)
+
+
 def test_a_long_label_is_shortened_in_the_message() -> None:
     with pytest.raises(NotFoundError) as caught:
         check_options(messages.ExplanationOptions(targets=messages.Targets(labels=["x" * 60_000])), MODEL)
@@ -239,12 +295,12 @@ def test_a_long_label_is_shortened_in_the_message() -> None:
 
 def test_an_explanation_needs_an_image_and_valid_options() -> None:
     image = messages.Image(encoded=b"image")
-    check_explain(messages.ExplainRequest(image=image), MODEL, LIMIT)
+    check_explain(messages.ExplainRequest(image=image), MODEL, SETTINGS)
     with pytest.raises(InvalidRequestError):
-        check_explain(messages.ExplainRequest(), MODEL, LIMIT)
+        check_explain(messages.ExplainRequest(), MODEL, SETTINGS)
     wrong = messages.ExplanationOptions(sparsity=2.0)
     with pytest.raises(InvalidRequestError):
-        check_explain(messages.ExplainRequest(image=image, options=wrong), MODEL, LIMIT)
+        check_explain(messages.ExplainRequest(image=image, options=wrong), MODEL, SETTINGS)
 
 
 @pytest.mark.parametrize(

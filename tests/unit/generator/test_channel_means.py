@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pathlens.classifier.taps import Tap
@@ -38,7 +38,6 @@ def test_a_glance_sums_the_positions_that_it_counts(tap: Tap) -> None:
 
 
 @given(st.integers(1, 5 * ROWS))
-@settings(deadline=None)
 def test_a_glance_looks_at_few_rows_that_are_evenly_spread(rows: int) -> None:
     glance = Glance(Tap("a", "relu", (1, rows, 2), 0, "a"))
     seen = [row for row in range(rows) if float(glance(torch.eye(rows)[row].view(1, 1, rows, 1).expand(-1, -1, -1, 2)))]

@@ -188,7 +188,7 @@ class TestTraining:
 class TestReplacements:
     def test_that_are_learned_differ_between_classes(self) -> None:
         replacement = trained(Ablation.OPTIMAL).replacement()
-        assert len(replacement) == CLASSES
+        assert replacement.rows == CLASSES
         (values,) = replacement.values
         for one in range(CLASSES):
             for other in range(one):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,13 +19,11 @@ def classes_of(logits: Tensor) -> Tensor:
 
 class TestDistillation:
     @given(LOGITS)
-    @settings(deadline=None)
     def test_of_equal_distributions_is_nothing(self, logits: Tensor) -> None:
         # Logits that differ by a constant give the same distribution.
         assert float(distillation(logits, logits + 3)) == pytest.approx(0, abs=1e-12)
 
     @given(LOGITS, st.integers(0, 9))
-    @settings(deadline=None)
     def test_is_the_divergence_of_the_taught_from_the_classifiers_distribution(self, logits: Tensor, seed: int) -> None:
         taught = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         p, q = logits.softmax(1), taught.softmax(1)
@@ -39,7 +37,6 @@ class TestDistillation:
 
 class TestOdds:
     @given(LOGITS)
-    @settings(deadline=None)
     def test_are_the_logit_of_the_probability_of_the_class(self, logits: Tensor) -> None:
         classes = classes_of(logits)
         probability = logits.softmax(1).gather(1, classes[:, None])[:, 0]
@@ -53,7 +50,6 @@ class TestOdds:
 
 class TestDetection:
     @given(LOGITS, st.floats(-4, 4))
-    @settings(deadline=None)
     def test_is_least_where_the_odds_are_those_of_the_classifier(self, logits: Tensor, shift: float) -> None:
         classes = classes_of(logits)
         moved = logits.scatter_add(1, classes[:, None], torch.full_like(logits[:, :1], shift))
@@ -63,7 +59,6 @@ class TestDetection:
         assert torch.allclose(least, F.binary_cross_entropy(p, p, reduction="none"), atol=1e-9)
 
     @given(LOGITS)
-    @settings(deadline=None)
     def test_has_no_slope_where_the_odds_are_those_of_the_classifier(self, logits: Tensor) -> None:
         alone = logits.clone().requires_grad_()
         (slope,) = torch.autograd.grad(detection(logits, alone, classes_of(logits)).sum(), alone)

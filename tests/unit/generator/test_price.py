@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pathlens.generator.price import FULL_STEP, HIGHEST, LOWEST, SearchedPrice
@@ -32,7 +32,6 @@ def prices_of(found: SearchedPrice, outcomes: list[tuple[bool, bool, float]]) ->
 
 class TestAPrice:
     @given(FIRST)
-    @settings(deadline=None)
     def test_rises_while_every_image_keeps_its_class_none_is_forced_and_masks_stay_dense(self, first: float) -> None:
         prices = [first, *prices_of(search(first), [(True, False, 0.0)] * STEPS)]
         assert all(after >= before * 0.9999 for before, after in pairwise(prices))
@@ -40,7 +39,6 @@ class TestAPrice:
 
     @pytest.mark.parametrize(("kept", "forced"), [(False, False), (True, True), (False, True)])
     @given(FIRST)
-    @settings(deadline=None)
     def test_falls_while_agreement_or_forcing_is_violated_and_masks_stay_sparse(
         self, kept: bool, forced: bool, first: float
     ) -> None:
@@ -49,7 +47,6 @@ class TestAPrice:
         assert prices[-1] < prices[0] or prices[0] < 1.01 * LOWEST
 
     @given(FIRST, OUTCOMES)
-    @settings(deadline=None)
     def test_stays_within_its_bounds(self, first: float, outcomes: list[tuple[bool, bool, float]]) -> None:
         for price in prices_of(search(first), outcomes):
             assert LOWEST * 0.9999 <= price <= HIGHEST * 1.0001
@@ -73,7 +70,6 @@ class TestAPrice:
         assert 0 < moved[0] < moved[1]
 
     @given(FIRST)
-    @settings(deadline=None)
     def test_is_charged_whole_while_there_is_room_and_not_at_all_beyond_a_bound(self, first: float) -> None:
         found = search(first)
         before = float(found.charged[0])
@@ -88,7 +84,6 @@ class TestAPrice:
 
 class TestWeights:
     @given(OUTCOMES, st.integers(1, 6))
-    @settings(deadline=None)
     def test_have_the_mean_one_over_a_class_and_the_others(
         self, outcomes: list[tuple[bool, bool, float]], members: int
     ) -> None:
@@ -107,7 +102,6 @@ class TestWeights:
 
 
 @given(OUTCOMES, OUTCOMES)
-@settings(deadline=None)
 def test_a_search_that_is_stored_and_taken_up_again_finds_the_same(
     before: list[tuple[bool, bool, float]], after: list[tuple[bool, bool, float]]
 ) -> None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,7 +28,6 @@ def score_of(distance: float) -> float:
 class TestValues:
     @pytest.mark.parametrize("dtype", TYPES)
     @given(FLOATS)
-    @settings(deadline=None)
     def test_are_exactly_one_above_zero_and_exactly_zero_elsewhere(
         self, dtype: torch.dtype, values: list[float]
     ) -> None:
@@ -47,19 +46,16 @@ class TestValues:
 class TestGradient:
     @pytest.mark.parametrize("dtype", TYPES)
     @given(FLOATS)
-    @settings(deadline=None)
     def test_is_finite_everywhere(self, dtype: torch.dtype, values: list[float]) -> None:
         found = gradient(torch.tensor(values, dtype=dtype))
         assert bool(found.isfinite().all())
         assert found.dtype == dtype
 
     @given(st.lists(st.floats(-8, 8), min_size=2, max_size=20))
-    @settings(deadline=None)
     def test_never_points_the_other_way(self, values: list[float]) -> None:
         assert bool((gradient(torch.tensor(values)) > 0).all())
 
     @given(AWAY, AWAY)
-    @settings(deadline=None)
     def test_is_the_greater_the_nearer_the_score_lies_to_the_boundary(self, one: float, other: float) -> None:
         nearer, further = sorted((one, other), key=abs)
         found = gradient(torch.tensor([score_of(nearer), score_of(further)], dtype=torch.float64))
@@ -70,7 +66,6 @@ class TestGradient:
         assert torch.allclose(gradient(scores), gradient(-scores))
 
     @given(AWAY)
-    @settings(deadline=None)
     def test_is_that_of_the_soft_assignment_with_its_temperature_held(self, distance: float) -> None:
         score = score_of(distance)
         temperature = SHARPNESS / abs(distance)

@@ -2,10 +2,13 @@
 
 import ast
 import inspect
+import io
 import json
+import logging
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,23 +29,28 @@ from pathlens.bundle.store import load_bundle, save_bundle
 from pathlens.errors import BundleError, PathlensError
 from pathlens.explanation import ExplanationOptions, ExplanationRequest, Output, PathwaySource, Targets
 from pathlens.wire.internal.v1 import worker_pb2
+from pathlens.wire.log_line import record_from_line
 from pathlens.wire.models import class_pathway_from_message, model_from_message
 from pathlens.wire.requests import image_to_message, options_to_message
 from pathlens.wire.responses import result_from_message
 from pathlens.wire.status import error_from_status
 from pathlens.wire.v1 import explanation_service_pb2 as pb
 from pathlens_handler import PathlensHandler
-from tiny_bundle import LABELS, WITHOUT_PATHWAY, pixels, png, tensor, tiny_bundle
+from tiny_bundle import LABELS, TWO_SIDED, WITHOUT_PATHWAY, pixels, png, tensor, tiny_bundle
+from tiny_graphs import graphed_bundle
 
 Call = worker_pb2.WorkerCall
 PNG = png(pixels(0))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder into which TorchServe unpacks an archive."""
     folder = tmp_path_factory.mktemp("handler")
-    save_bundle(replace(tiny_bundle(), generator=None), folder / "bundle")
+    graphs = None if backend == "torch" else graphed_bundle().graphs
+    if graphs is not None:
+        graphs = replace(graphs, generation=None)
+    save_bundle(replace(tiny_bundle(), generator=None, graphs=graphs), folder / "bundle")
     with zipfile.ZipFile(pack(folder / "bundle", folder, "1.5")) as archive:
         archive.extractall(folder / "model")
     return folder / "model"
@@ -73,6 +81,11 @@ def ask(handler: PathlensHandler, context: Context) -> Any:
 def row(*calls: Call, **fields: Any) -> dict[str, Any]:
     # TorchServe hands over bytearrays.
     return {"pathlens": bytearray(worker_pb2.WorkerRequest(calls=calls, **fields).SerializeToString())}
+
+
+def asked_by(call: Call, **fields: Any) -> Call:
+    call.MergeFrom(Call(**fields))
+    return call
 
 
 def read(reply: bytes) -> Sequence[worker_pb2.WorkerReply]:
@@ -155,8 +168,8 @@ BAD_ROWS: list[dict[str, Any]] = [
             )
         )
     ),
-    row(predict(), deadline=Timestamp(seconds=2**62)),
-    row(predict(), deadline=Timestamp(seconds=1)),
+    row(asked_by(predict(), deadline=Timestamp(seconds=2**62))),
+    row(asked_by(predict(), deadline=Timestamp(seconds=1))),
 ]
 GOOD_ROW = row(predict(), explain(top_neurons=3))
 
@@ -183,7 +196,7 @@ class TestBatches:
             assert json.loads(bad)["error"]["code"] == "INVALID_ARGUMENT"
 
     @given(order=st.lists(st.integers(-3, len(BAD_ROWS) - 1), max_size=8))
-    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_mixture_of_rows_gets_its_replies_in_order(self, order: list[int], ask: Any) -> None:
         good = {-1: GOOD_ROW, -2: {"body": bytearray(PNG)}, -3: row(Call(get_model=pb.GetModelRequest()))}
         rows = [good[number] if number < 0 else BAD_ROWS[number] for number in order]
@@ -198,7 +211,7 @@ class TestBatches:
                 assert isinstance(json.loads(reply), list) is (number < 0)
 
     @given(garbage=st.binary(max_size=60))
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_garbage_bytes_get_a_worker_response(self, garbage: bytes, ask: Any) -> None:
         (reply,) = ask({"pathlens": bytearray(garbage)})
         for one in read(reply):
@@ -303,13 +316,72 @@ class TestCalls:
         assert (error(reply).code, error(reply).reason) == (code, reason)
 
     def test_timings_name_the_stages_and_lie_within_the_time_of_the_handler(self, ask: Any) -> None:
-        started = time.perf_counter()
+        before, started = time.time(), time.perf_counter()
         (reply,) = ask(row(explain()))
         passed = time.perf_counter() - started
         response = worker_pb2.WorkerResponse.FromString(reply)
         stages = result_from_message(response.replies[0].explain).stage_seconds
         assert list(stages) == ["decode", "predict", "pathway", "gradient", "encode"]
+        began = response.handler_start.ToNanoseconds() / 1e9
+        assert before <= began <= began + response.handler_time.ToNanoseconds() / 1e9 <= time.time()
         assert 0 < sum(stages.values()) <= response.handler_time.ToNanoseconds() / 1e9 <= passed
+
+
+class TestLog:
+    @pytest.fixture
+    def lines(self, context: Context, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+        """What a worker prints, once its handler was told to log for a gateway."""
+        loggers = [logging.getLogger(name) for name in ("pathlens", "pathlens_handler")]
+        before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+        monkeypatch.setenv("PATHLENS_LOG_LEVEL", str(logging.DEBUG))
+        output = io.StringIO()
+        with redirect_stdout(output):
+            PathlensHandler().initialize(context)
+        said = output.getvalue().splitlines()
+        assert "computes for tiny" in said[0]
+        yield lambda: [record_from_line(line) for line in output.getvalue().splitlines()[len(said) :]]
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+    def test_a_defect_is_one_line_with_its_traceback_and_the_id_of_the_request(
+        self, ask: Any, handler: PathlensHandler, monkeypatch: pytest.MonkeyPatch, lines: Any
+    ) -> None:
+        def broken() -> None:
+            raise RuntimeError("a defect\n[METRICS]forged")
+
+        monkeypatch.setattr(handler._explainer, "describe", broken)
+        ask(row(asked_by(Call(get_model=pb.GetModelRequest()), request_id="seven", item=3)))
+        failed, answered = lines()
+        assert failed.levelname == "ERROR"
+        assert (failed.request_id, failed.item) == ("seven", 3)
+        assert "RuntimeError: a defect" in failed.exception
+        assert answered.getMessage().startswith("Answered 1 requests")
+
+    def test_a_defect_of_the_explainer_has_the_id_too(
+        self, ask: Any, handler: PathlensHandler, monkeypatch: pytest.MonkeyPatch, lines: Any
+    ) -> None:
+        def broken(*_: object, **__: object) -> None:
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(handler._explainer, "_predict", broken)
+        ask(row(asked_by(predict(), request_id="seven")))
+        failed, _ = lines()
+        assert failed.source == "pathlens.explainer.item"
+        assert failed.request_id == "seven"
+
+    def test_an_id_is_forgotten_with_its_batch(self, ask: Any, lines: Any) -> None:
+        ask(row(asked_by(predict(), request_id="seven")), row(asked_by(predict(), request_id="eight")))
+        ask(row(predict()))
+        together, alone = lines()
+        assert together.request_id == "seven,eight"
+        assert not hasattr(alone, "request_id")
+
+    def test_another_torchserve_gets_no_such_lines(self, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("PATHLENS_LOG_LEVEL", raising=False)
+        before = logging.getLogger("pathlens").handlers
+        PathlensHandler().initialize(context)
+        assert logging.getLogger("pathlens").handlers is before
 
 
 class TestDeadline:
@@ -325,23 +397,42 @@ class TestDeadline:
 
         monkeypatch.setattr(handler._explainer, "answer", watched)
         calls = (predict(), explain(), Call(get_model=pb.GetModelRequest()), class_pathway(class_index=0))
-        replies = read(ask(row(*calls, deadline=moment(-1)))[0])
+        replies = read(ask(row(*(asked_by(call, deadline=moment(-1)) for call in calls)))[0])
         assert [error(reply).code for reply in replies] == ["DEADLINE_EXCEEDED"] * 4
         assert seen == [0]
 
     def test_what_has_time_left_is_computed(self, ask: Any) -> None:
-        (reply,) = read(ask(row(predict(), deadline=moment(60)))[0])
+        (reply,) = read(ask(row(asked_by(predict(), deadline=moment(60))))[0])
         assert reply.status.code == code_pb2.OK
 
     def test_work_ends_before_torchserve_kills_the_worker_for_it(
         self, ask: Any, handler: PathlensHandler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(handler, "_seconds", -1.0)
-        (reply,) = read(ask(row(predict(), deadline=moment(60)))[0])
+        (reply,) = read(ask(row(asked_by(predict(), deadline=moment(60))))[0])
         assert error(reply).code == "DEADLINE_EXCEEDED"
 
+    def test_the_time_for_decoding_comes_from_the_environment(
+        self, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATHLENS_DECODE_SECONDS", "0.25")
+        handler = PathlensHandler()
+        handler.initialize(context)
+        assert handler._explainer.limits.seconds == 0.25
+
+    @pytest.mark.parametrize(("mebibytes", "sliced"), [(None, True), ("1", True), ("0", False)])
+    def test_the_most_frequent_classes_are_sliced_before_the_first_request_if_there_is_memory(
+        self, mebibytes: str | None, sliced: bool, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if mebibytes is not None:
+            monkeypatch.setenv("PATHLENS_SLICE_MEBIBYTES", mebibytes)
+        handler = PathlensHandler()
+        handler.initialize(context)
+        # Slices of the other classes would not be worth it.
+        assert (TWO_SIDED in handler._explainer.backend.slices) == sliced
+
     def test_the_deadline_of_one_row_is_not_that_of_another(self, ask: Any) -> None:
-        late, timely = ask(row(predict(), deadline=moment(-1)), row(predict()))
+        late, timely = ask(row(asked_by(predict(), deadline=moment(-1))), row(predict()))
         assert read(late)[0].status.code == code_pb2.DEADLINE_EXCEEDED
         assert read(timely)[0].status.code == code_pb2.OK
 
@@ -399,7 +490,7 @@ class TestRest:
         def broken(*_: object) -> None:
             raise RuntimeError("secret")
 
-        monkeypatch.setattr("pathlens.explainer.explainer.decode_image", broken)
+        monkeypatch.setattr("pathlens.explainer.explainer.decode_picture", broken)
         (reply,) = ask({"body": bytearray(PNG)})
         assert json.loads(reply)["error"]["code"] == "INTERNAL"
         assert b"secret" not in reply

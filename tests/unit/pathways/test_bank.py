@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -173,7 +173,6 @@ class TestReplacements:
         return ClassPathwayBank(TAPS, CHANNEL, 0.7, counts, replacement=replacement)
 
     @given(st.lists(st.sampled_from([0, 2, 3]), min_size=1, max_size=6))
-    @settings(deadline=None)
     def test_are_those_of_the_class_of_each_image(self, classes: list[int]) -> None:
         pathway = self.bank(self.ROWS).transfer(classes)
         for value in pathway.replacement.values:

@@ -29,7 +29,7 @@ from small_networks import NETWORKS, captured, images
 TARGET = torch.tensor([0, 1, 2, 3])
 Batch = tuple[Tensor, Tensor]
 
-few = settings(deadline=None, max_examples=12, derandomize=True)
+few = settings(max_examples=12, derandomize=True)
 granularities = st.sampled_from(Granularity)
 shares = st.floats(0.01, 1)
 

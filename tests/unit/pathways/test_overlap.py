@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pathlens.classifier.taps import Tap
@@ -14,7 +14,6 @@ NEURONS = {Granularity.CHANNEL: 5, Granularity.UNIT: 11}
 
 @pytest.mark.parametrize("granularity", Granularity)
 @given(data=st.data())
-@settings(deadline=None)
 def test_overlaps_are_the_means_over_all_pairs_of_images(granularity: Granularity, data: st.DataObject) -> None:
     neurons = NEURONS[granularity]
     mask = st.lists(st.booleans(), min_size=neurons, max_size=neurons)

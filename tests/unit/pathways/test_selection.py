@@ -37,6 +37,23 @@ class TestSelectTop:
         scores = torch.rand(2, neurons, generator=torch.Generator().manual_seed(neurons)) + 0.1
         assert select_top(scores, sparsity).sum(1).tolist() == [round((1 - sparsity) * neurons)] * 2
 
+    @pytest.mark.parametrize("shape", ["spread", "mostly zero", "few values", "periodic", "sorted"])
+    @pytest.mark.parametrize("sparsity", [0.0, 1e-5, 0.3, 0.9, 0.99999])
+    def test_of_very_many_scores_keeps_the_same(self, shape: str, sparsity: float) -> None:
+        scores = torch.rand(2, 200_000, generator=torch.Generator().manual_seed(3))
+        scores = {
+            "spread": scores,
+            "mostly zero": (scores - 0.8).relu(),
+            "few values": (scores * 5).floor(),
+            # The sample sees one of these places alone.
+            "periodic": scores + (torch.arange(200_000) % 12 == 0),
+            "sorted": scores.sort(1).values,
+        }[shape]
+        count = round((1 - sparsity) * 200_000)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+        expected = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True) & (scores > 0)
+        assert torch.equal(select_top(scores, sparsity), expected)
+
     @given(ROWS, SPARSITY)
     def test_treats_each_row_as_if_it_were_alone(self, rows: list[list[float]], sparsity: float) -> None:
         together = select_top(torch.tensor(rows), sparsity)

@@ -35,6 +35,7 @@ from pathlens.explanation import (
     ServedModel,
     TapMask,
     Targets,
+    Typicality,
 )
 
 counts = st.integers(0, 2**32 - 1)
@@ -89,6 +90,7 @@ explanations = st.builds(
     overlay_png=st.binary(max_size=8),
     top_neurons=tuples(st.builds(NeuronContribution, texts, tuples(st.integers(0, 2**63 - 1)), single)),
     linearity=st.none() | st.builds(Linearity, double, counts, double),
+    typicality=st.none() | st.builds(Typicality, shares, shares, shares, counts),
 )
 # Durations hold whole nanoseconds.
 seconds = st.integers(0, 10**15).map(lambda nanoseconds: nanoseconds / 1e9)

@@ -37,7 +37,7 @@ def test_the_memory_order_and_byte_order_of_the_sender_do_not_show(dtype: str) -
 
 
 @given(shape=st.lists(st.integers(0, 4), max_size=4), extra=st.integers(-64, 64), floats=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_wrong_number_of_bytes_is_refused(shape: list[int], extra: int, floats: bool) -> None:
     kind, width = (pb.DATA_TYPE_FLOAT32, 4) if floats else (pb.DATA_TYPE_UINT8, 1)
     right = math.prod(shape) * width
@@ -83,7 +83,7 @@ def test_the_first_neuron_of_a_byte_is_its_least_significant_bit() -> None:
 
 
 @given(mask=hnp.arrays(bool, hnp.array_shapes(max_dims=3, max_side=7)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_bit_number_i_of_a_mask_is_neuron_number_i_in_row_major_order(mask: NDArray[np.bool_]) -> None:
     message = mask_to_message(TapMask("tap", mask))
     bits = [message.mask[i // 8] >> i % 8 & 1 for i in range(8 * len(message.mask))]

@@ -37,7 +37,7 @@ from pathlens.wire.v1 import explanation_service_pb2 as pb
 from . import domain_objects as domain
 from .domain_objects import comparable
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 @given(request=domain.requests)

@@ -18,6 +18,7 @@ WIRE_ERRORS = [
     errors.ResourceExhaustedError,
     errors.UnavailableError,
     errors.DeadlineExceededError,
+    errors.UnauthenticatedError,
     errors.InternalError,
 ]
 LOCAL_ERRORS = [
@@ -26,6 +27,8 @@ LOCAL_ERRORS = [
     errors.ImagesError,
     errors.FitError,
     errors.EvaluationError,
+    errors.ExportError,
+    errors.ExplainerFileError,
     errors.ServerStartError,
 ]
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -47,7 +50,7 @@ def detail(status: status_pb2.Status, kind: Any) -> Any:
     metadata=st.dictionaries(texts, texts, max_size=3),
     retry_after=st.none() | st.integers(0, 10**12).map(lambda number: number / 1e9),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_error_comes_back_as_it_was(
     kind: type[PathlensError],
     message: str,

@@ -623,6 +623,58 @@ class Linearity(_message.Message):
 Global___Linearity: _TypeAlias = Linearity  # noqa: Y015
 
 @_typing.final
+class Typicality(_message.Message):
+    """How typical an explanation of the predicted class is: its percentile rank, in (0, 1), among the explanations of the
+    same source of images that the fit held out, the predicted class of which was the same.
+
+    Over images like those, every rank is uniformly distributed. An image among equals gets a rank drawn from theirs, always
+    the same one for the same image.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPARSITY_RANK_FIELD_NUMBER: _builtins.int
+    CLASS_PATHWAY_IOU_RANK_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_DROP_RANK_FIELD_NUMBER: _builtins.int
+    CLASS_IMAGES_FIELD_NUMBER: _builtins.int
+    sparsity_rank: _builtins.float
+    """Of the sparsity. Absent where all pathways of the source have the same."""
+    class_pathway_iou_rank: _builtins.float
+    """Of the overlap with the stored pathway of the class. Absent without one, and for that pathway itself."""
+    confidence_drop_rank: _builtins.float
+    """Of (p - q) / p, the drop in confidence before a gain is cut off. Absent without the faithfulness check."""
+    class_images: _builtins.int
+    """Held-out images of the class that the explanation is compared with; 0 where there were too few, and it is compared
+    with those of all classes.
+    """
+    def __init__(
+        self,
+        *,
+        sparsity_rank: _builtins.float | None = ...,
+        class_pathway_iou_rank: _builtins.float | None = ...,
+        confidence_drop_rank: _builtins.float | None = ...,
+        class_images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou_rank", b"_class_pathway_iou_rank", "_confidence_drop_rank", b"_confidence_drop_rank", "_sparsity_rank", b"_sparsity_rank", "class_pathway_iou_rank", b"class_pathway_iou_rank", "confidence_drop_rank", b"confidence_drop_rank", "sparsity_rank", b"sparsity_rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou_rank", b"_class_pathway_iou_rank", "_confidence_drop_rank", b"_confidence_drop_rank", "_sparsity_rank", b"_sparsity_rank", "class_images", b"class_images", "class_pathway_iou_rank", b"class_pathway_iou_rank", "confidence_drop_rank", b"confidence_drop_rank", "sparsity_rank", b"sparsity_rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__class_pathway_iou_rank: _TypeAlias = _typing.Literal["class_pathway_iou_rank"]  # noqa: Y015
+    _WhichOneofArgType__class_pathway_iou_rank: _TypeAlias = _typing.Literal["_class_pathway_iou_rank", b"_class_pathway_iou_rank"]  # noqa: Y015
+    _WhichOneofReturnType__confidence_drop_rank: _TypeAlias = _typing.Literal["confidence_drop_rank"]  # noqa: Y015
+    _WhichOneofArgType__confidence_drop_rank: _TypeAlias = _typing.Literal["_confidence_drop_rank", b"_confidence_drop_rank"]  # noqa: Y015
+    _WhichOneofReturnType__sparsity_rank: _TypeAlias = _typing.Literal["sparsity_rank"]  # noqa: Y015
+    _WhichOneofArgType__sparsity_rank: _TypeAlias = _typing.Literal["_sparsity_rank", b"_sparsity_rank"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__class_pathway_iou_rank) -> _WhichOneofReturnType__class_pathway_iou_rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence_drop_rank) -> _WhichOneofReturnType__confidence_drop_rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sparsity_rank) -> _WhichOneofReturnType__sparsity_rank | None: ...
+
+Global___Typicality: _TypeAlias = Typicality  # noqa: Y015
+
+@_typing.final
 class Explanation(_message.Message):
     """Why the classifier sees the target class."""
 
@@ -641,6 +693,7 @@ class Explanation(_message.Message):
     OVERLAY_PNG_FIELD_NUMBER: _builtins.int
     TOP_NEURONS_FIELD_NUMBER: _builtins.int
     LINEARITY_FIELD_NUMBER: _builtins.int
+    TYPICALITY_FIELD_NUMBER: _builtins.int
     source: Global___PathwaySource.ValueType
     """Where the pathway came from."""
     granularity: Global___Granularity.ValueType
@@ -683,6 +736,12 @@ class Explanation(_message.Message):
     def linearity(self) -> Global___Linearity:
         """The linearity check."""
 
+    @_builtins.property
+    def typicality(self) -> Global___Typicality:
+        """How typical the explanation is. Absent for other classes than the predicted one, for other sources, sparsities and
+        granularities than the fit measured, and where the fit had too few images to hold out.
+        """
+
     def __init__(
         self,
         *,
@@ -699,10 +758,11 @@ class Explanation(_message.Message):
         overlay_png: _builtins.bytes = ...,
         top_neurons: _abc.Iterable[Global___NeuronContribution] | None = ...,
         linearity: Global___Linearity | None = ...,
+        typicality: Global___Typicality | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "linearity", b"linearity", "map", b"map", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "linearity", b"linearity", "map", b"map", "target", b"target", "typicality", b"typicality"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "ablation", b"ablation", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "granularity", b"granularity", "heatmap_png", b"heatmap_png", "linearity", b"linearity", "map", b"map", "overlay_png", b"overlay_png", "pathway", b"pathway", "source", b"source", "sparsity", b"sparsity", "target", b"target", "top_neurons", b"top_neurons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou", "ablation", b"ablation", "class_pathway_iou", b"class_pathway_iou", "faithfulness", b"faithfulness", "granularity", b"granularity", "heatmap_png", b"heatmap_png", "linearity", b"linearity", "map", b"map", "overlay_png", b"overlay_png", "pathway", b"pathway", "source", b"source", "sparsity", b"sparsity", "target", b"target", "top_neurons", b"top_neurons", "typicality", b"typicality"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__class_pathway_iou: _TypeAlias = _typing.Literal["class_pathway_iou"]  # noqa: Y015
     _WhichOneofArgType__class_pathway_iou: _TypeAlias = _typing.Literal["_class_pathway_iou", b"_class_pathway_iou"]  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%pathlens/internal/v1/torchserve.proto\x12\x14pathlens.internal.v1\"\xb1\x01\n\x12PredictionsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x42\n\x05input\x18\x03 \x03(\x0b\x32\x33.pathlens.internal.v1.PredictionsRequest.InputEntry\x1a,\n\nInputEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"(\n\x12PredictionResponse\x12\x12\n\nprediction\x18\x01 \x01(\x0c\"A\n\x14\x44\x65scribeModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"!\n\x12ManagementResponse\x12\x0b\n\x03msg\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%pathlens/internal/v1/torchserve.proto\x12\x14pathlens.internal.v1\"\xb1\x01\n\x12PredictionsRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x42\n\x05input\x18\x03 \x03(\x0b\x32\x33.pathlens.internal.v1.PredictionsRequest.InputEntry\x1a,\n\nInputEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"(\n\x12PredictionResponse\x12\x12\n\nprediction\x18\x01 \x01(\x0c\";\n\x11ListModelsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\x05\"A\n\x14\x44\x65scribeModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"<\n\x14RegisterModelRequest\x12\x17\n\x0finitial_workers\x18\x03 \x01(\x05\x12\x0b\n\x03url\x18\t \x01(\t\">\n\x11SetDefaultRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"C\n\x16UnregisterModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"!\n\x12ManagementResponse\x12\x0b\n\x03msg\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTIONSREQUEST_INPUTENTRY']._serialized_end=241
   _globals['_PREDICTIONRESPONSE']._serialized_start=243
   _globals['_PREDICTIONRESPONSE']._serialized_end=283
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=285
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=350
-  _globals['_MANAGEMENTRESPONSE']._serialized_start=352
-  _globals['_MANAGEMENTRESPONSE']._serialized_end=385
+  _globals['_LISTMODELSREQUEST']._serialized_start=285
+  _globals['_LISTMODELSREQUEST']._serialized_end=344
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=346
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=411
+  _globals['_REGISTERMODELREQUEST']._serialized_start=413
+  _globals['_REGISTERMODELREQUEST']._serialized_end=473
+  _globals['_SETDEFAULTREQUEST']._serialized_start=475
+  _globals['_SETDEFAULTREQUEST']._serialized_end=537
+  _globals['_UNREGISTERMODELREQUEST']._serialized_start=539
+  _globals['_UNREGISTERMODELREQUEST']._serialized_end=606
+  _globals['_MANAGEMENTRESPONSE']._serialized_start=608
+  _globals['_MANAGEMENTRESPONSE']._serialized_end=641
 # @@protoc_insertion_point(module_scope)

@@ -95,6 +95,32 @@ class PredictionResponse(_message.Message):
 Global___PredictionResponse: _TypeAlias = PredictionResponse  # noqa: Y015
 
 @_typing.final
+class ListModelsRequest(_message.Message):
+    """Request of ManagementAPIsService/ListModels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Most models in the answer; TorchServe lists none for 0, and 100 at most."""
+    next_page_token: _builtins.int
+    """How many models to leave out, which the pages before had."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        next_page_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
 class DescribeModelRequest(_message.Message):
     """Request of ManagementAPIsService/DescribeModel."""
 
@@ -105,7 +131,7 @@ class DescribeModelRequest(_message.Message):
     model_name: _builtins.str
     """Name of the model."""
     model_version: _builtins.str
-    """Version of the model; empty means the default version."""
+    """Version of the model; empty means the default version, and "all" every version."""
     def __init__(
         self,
         *,
@@ -119,6 +145,84 @@ class DescribeModelRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeModelRequest: _TypeAlias = DescribeModelRequest  # noqa: Y015
+
+@_typing.final
+class RegisterModelRequest(_message.Message):
+    """Request of ManagementAPIsService/RegisterModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INITIAL_WORKERS_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    initial_workers: _builtins.int
+    """Worker processes to start."""
+    url: _builtins.str
+    """File name of an archive in TorchServe's model store."""
+    def __init__(
+        self,
+        *,
+        initial_workers: _builtins.int = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_workers", b"initial_workers", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterModelRequest: _TypeAlias = RegisterModelRequest  # noqa: Y015
+
+@_typing.final
+class SetDefaultRequest(_message.Message):
+    """Request of ManagementAPIsService/SetDefault."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    """Name of the model."""
+    model_version: _builtins.str
+    """The version that answers whoever names none."""
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDefaultRequest: _TypeAlias = SetDefaultRequest  # noqa: Y015
+
+@_typing.final
+class UnregisterModelRequest(_message.Message):
+    """Request of ManagementAPIsService/UnregisterModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    """Name of the model."""
+    model_version: _builtins.str
+    """Version of the model; TorchServe refuses the default version while there are others."""
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnregisterModelRequest: _TypeAlias = UnregisterModelRequest  # noqa: Y015
 
 @_typing.final
 class ManagementResponse(_message.Message):

@@ -28,7 +28,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from pathlens.wire.v1 import explanation_service_pb2 as pathlens_dot_v1_dot_explanation__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!pathlens/internal/v1/worker.proto\x12\x14pathlens.internal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a%pathlens/v1/explanation_service.proto\"\xe9\x01\n\nWorkerCall\x12.\n\x07predict\x18\x01 \x01(\x0b\x32\x1b.pathlens.v1.PredictRequestH\x00\x12.\n\x07\x65xplain\x18\x02 \x01(\x0b\x32\x1b.pathlens.v1.ExplainRequestH\x00\x12@\n\x11get_class_pathway\x18\x03 \x01(\x0b\x32#.pathlens.v1.GetClassPathwayRequestH\x00\x12\x31\n\tget_model\x18\x04 \x01(\x0b\x32\x1c.pathlens.v1.GetModelRequestH\x00\x42\x06\n\x04\x63\x61ll\"\x8a\x01\n\rWorkerRequest\x12/\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32 .pathlens.internal.v1.WorkerCall\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12max_response_bytes\x18\x03 \x01(\x04\"\x93\x02\n\x0bWorkerReply\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x07predict\x18\x02 \x01(\x0b\x32\x1c.pathlens.v1.PredictResponseH\x00\x12/\n\x07\x65xplain\x18\x03 \x01(\x0b\x32\x1c.pathlens.v1.ExplainResponseH\x00\x12\x41\n\x11get_class_pathway\x18\x04 \x01(\x0b\x32$.pathlens.v1.GetClassPathwayResponseH\x00\x12\x32\n\tget_model\x18\x05 \x01(\x0b\x32\x1d.pathlens.v1.GetModelResponseH\x00\x42\x07\n\x05reply\"u\n\x0eWorkerResponse\x12\x32\n\x07replies\x18\x01 \x03(\x0b\x32!.pathlens.internal.v1.WorkerReply\x12/\n\x0chandler_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!pathlens/internal/v1/worker.proto\x12\x14pathlens.internal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a%pathlens/v1/explanation_service.proto\"\xb9\x02\n\nWorkerCall\x12.\n\x07predict\x18\x01 \x01(\x0b\x32\x1b.pathlens.v1.PredictRequestH\x00\x12.\n\x07\x65xplain\x18\x02 \x01(\x0b\x32\x1b.pathlens.v1.ExplainRequestH\x00\x12@\n\x11get_class_pathway\x18\x03 \x01(\x0b\x32#.pathlens.v1.GetClassPathwayRequestH\x00\x12\x31\n\tget_model\x18\x04 \x01(\x0b\x32\x1c.pathlens.v1.GetModelRequestH\x00\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0c\n\x04item\x18\x07 \x01(\x04\x42\x06\n\x04\x63\x61ll\"\\\n\rWorkerRequest\x12/\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32 .pathlens.internal.v1.WorkerCall\x12\x1a\n\x12max_response_bytes\x18\x02 \x01(\x04\"\x93\x02\n\x0bWorkerReply\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x07predict\x18\x02 \x01(\x0b\x32\x1c.pathlens.v1.PredictResponseH\x00\x12/\n\x07\x65xplain\x18\x03 \x01(\x0b\x32\x1c.pathlens.v1.ExplainResponseH\x00\x12\x41\n\x11get_class_pathway\x18\x04 \x01(\x0b\x32$.pathlens.v1.GetClassPathwayResponseH\x00\x12\x32\n\tget_model\x18\x05 \x01(\x0b\x32\x1d.pathlens.v1.GetModelResponseH\x00\x42\x07\n\x05reply\"\xa8\x01\n\x0eWorkerResponse\x12\x32\n\x07replies\x18\x01 \x03(\x0b\x32!.pathlens.internal.v1.WorkerReply\x12/\n\x0chandler_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rhandler_start\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pathlens.internal.v1.worker
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERCALL']._serialized_start=189
-  _globals['_WORKERCALL']._serialized_end=422
-  _globals['_WORKERREQUEST']._serialized_start=425
-  _globals['_WORKERREQUEST']._serialized_end=563
-  _globals['_WORKERREPLY']._serialized_start=566
-  _globals['_WORKERREPLY']._serialized_end=841
-  _globals['_WORKERRESPONSE']._serialized_start=843
-  _globals['_WORKERRESPONSE']._serialized_end=960
+  _globals['_WORKERCALL']._serialized_end=502
+  _globals['_WORKERREQUEST']._serialized_start=504
+  _globals['_WORKERREQUEST']._serialized_end=596
+  _globals['_WORKERREPLY']._serialized_start=599
+  _globals['_WORKERREPLY']._serialized_end=874
+  _globals['_WORKERRESPONSE']._serialized_start=877
+  _globals['_WORKERRESPONSE']._serialized_end=1045
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class WorkerCall(_message.Message):
-    """One question of the gateway."""
+    """One question of the gateway. Questions of several applications may come in one request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,6 +32,15 @@ class WorkerCall(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     GET_CLASS_PATHWAY_FIELD_NUMBER: _builtins.int
     GET_MODEL_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Id of the application's call, for the handler's log: 1 to 128 of the characters A-Z, a-z, 0-9, '.', '_' and '-', so
+    that it forms no line that TorchServe reads as one of its own. Empty: a question of the gateway itself.
+    """
+    item: _builtins.int
+    """Number of the image within its stream, from 1, for the handler's log. Zero: not part of a stream."""
     @_builtins.property
     def predict(self) -> _explanation_service_pb2.PredictRequest:
         """A prediction."""
@@ -48,6 +57,10 @@ class WorkerCall(_message.Message):
     def get_model(self) -> _explanation_service_pb2.GetModelRequest:
         """The model's description."""
 
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """The moment after which nobody waits for the answer; the handler then skips the work. Absent: no limit."""
+
     def __init__(
         self,
         *,
@@ -55,10 +68,13 @@ class WorkerCall(_message.Message):
         explain: _explanation_service_pb2.ExplainRequest | None = ...,
         get_class_pathway: _explanation_service_pb2.GetClassPathwayRequest | None = ...,
         get_model: _explanation_service_pb2.GetModelRequest | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        item: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "explain", b"explain", "get_class_pathway", b"get_class_pathway", "get_model", b"get_model", "predict", b"predict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "deadline", b"deadline", "explain", b"explain", "get_class_pathway", b"get_class_pathway", "get_model", b"get_model", "predict", b"predict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "explain", b"explain", "get_class_pathway", b"get_class_pathway", "get_model", b"get_model", "predict", b"predict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "deadline", b"deadline", "explain", b"explain", "get_class_pathway", b"get_class_pathway", "get_model", b"get_model", "item", b"item", "predict", b"predict", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["predict", "explain", "get_class_pathway", "get_model"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
@@ -73,7 +89,6 @@ class WorkerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALLS_FIELD_NUMBER: _builtins.int
-    DEADLINE_FIELD_NUMBER: _builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     max_response_bytes: _builtins.int
     """Bytes that the answer may have; a larger one would kill TorchServe's worker. Zero: no limit."""
@@ -81,20 +96,15 @@ class WorkerRequest(_message.Message):
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerCall]:
         """Answered together where they can be."""
 
-    @_builtins.property
-    def deadline(self) -> _timestamp_pb2.Timestamp:
-        """The moment after which nobody waits for the answer; the handler then skips the work. Absent: no limit."""
-
     def __init__(
         self,
         *,
         calls: _abc.Iterable[Global___WorkerCall] | None = ...,
-        deadline: _timestamp_pb2.Timestamp | None = ...,
         max_response_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "deadline", b"deadline", "max_response_bytes", b"max_response_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "max_response_bytes", b"max_response_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -158,6 +168,7 @@ class WorkerResponse(_message.Message):
 
     REPLIES_FIELD_NUMBER: _builtins.int
     HANDLER_TIME_FIELD_NUMBER: _builtins.int
+    HANDLER_START_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def replies(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerReply]:
         """One per call, in order."""
@@ -166,15 +177,20 @@ class WorkerResponse(_message.Message):
     def handler_time(self) -> _duration_pb2.Duration:
         """Time between the handler's start and end; the rest of a round trip is queue and transport."""
 
+    @_builtins.property
+    def handler_start(self) -> _timestamp_pb2.Timestamp:
+        """The handler's start by the clock of the machine, which is the gateway's, too."""
+
     def __init__(
         self,
         *,
         replies: _abc.Iterable[Global___WorkerReply] | None = ...,
         handler_time: _duration_pb2.Duration | None = ...,
+        handler_start: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["handler_time", b"handler_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["handler_start", b"handler_start", "handler_time", b"handler_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handler_time", b"handler_time", "replies", b"replies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handler_start", b"handler_start", "handler_time", b"handler_time", "replies", b"replies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

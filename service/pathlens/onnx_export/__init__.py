@@ -1,0 +1,1 @@
+"""Explanations as ONNX graphs: gradients are differentiated ahead of time."""

@@ -1,0 +1,1 @@
+"""Classifiers that exist only as ONNX files, read as PyTorch modules."""

@@ -1,0 +1,1 @@
+"""Pathway networks cut out of the classifier, which cost what they keep."""
