@@ -1,0 +1,1 @@
+"""What predictions and explanations cost: `make bench`, described in docs/performance.md."""
