@@ -45,9 +45,15 @@ class Following:
         return dict(self.service.endpoints)[what]
 
     def served(self) -> list[str]:
+        """What callers are shown; nothing while they are told to come back."""
         with grpc.insecure_channel(self.endpoint("gRPC")) as channel:
             stub: Any = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
-            listed = stub.ListModels(messages.ListModelsRequest(), timeout=5).models
+            try:
+                listed = stub.ListModels(messages.ListModelsRequest(), timeout=5).models
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                return []
         return [str(ModelVersion(one.model.name, one.model.version)) for one in listed]
 
     def health(self, name: str) -> int:
