@@ -202,7 +202,7 @@ def test_a_killed_jvm_is_replaced_behind_the_same_port(well: Service) -> None:
     assert "TORCHSERVE_RESTARTING" in reasons
     assert reasons <= {"TORCHSERVE_RESTARTING", "WORKER_RESTARTING"}
     # While it is restarted, calls are refused and do not wait.
-    assert trickle.slowest < 2.0
+    assert trickle.slowest < 5
     for watch in watches.values():
         assert watch.seen == [SERVING, NOT_SERVING, SERVING]
         watch.close()

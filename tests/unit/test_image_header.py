@@ -106,7 +106,7 @@ def test_a_file_of_endless_parts_is_refused_within_milliseconds(name: str) -> No
     started = time.thread_time()
     with pytest.raises(InvalidRequestError) as refusal:
         picture_size(HOSTILE[name])
-    assert time.thread_time() - started < 0.02
+    assert time.thread_time() - started < 0.1
     assert (refusal.value.reason, refusal.value.field) == ("IMAGE_TOO_COMPLEX", "image")
 
 
