@@ -11,11 +11,13 @@ from grafana_foundation_sdk.models import common, dashboard
 from grafana.frame import Group, choice, framed, source_variable
 from grafana.palette import BAD, GOOD, NEUTRAL, QUANTILES, SOURCES, STATISTICS, WARNING
 from grafana.panels import bars, coloured, described, fixed, heat, history, limits, lines, stacked, stat, with_limits
-from grafana.queries import ANSWERS, EXPLANATIONS, RECORDED, drift, increase, quantile, rate
+from grafana.queries import ANSWERS, EXPLANATIONS, RECORDED, drift, drift_by_class, increase, quantile, rate
 from grafana.targets import buckets, now, over_time
 
 _RANK = "pathlens_pathway_rank_ratio"
 _SPARSITY = "pathlens_pathway_sparsity_ratio"
+# Models may have classes of the same name.
+_CLASS = "{{model}} {{version}}: {{class}}"
 _DISTANCE = limits((None, GOOD), (0.1, WARNING), (0.15, BAD))
 _ALERT = "PathlensPathwayDrift"
 _ACT = (
@@ -113,16 +115,9 @@ def _overview() -> Sequence[Stat]:
         ),
         "none",
         limits((None, GOOD), (1, BAD)),
-        now(f"count(count by (model, version, class) ({_drift_by_class()} >= 0.15)) or vector(0)"),
+        now(f"count(count by (namespace, model, version, class) (({drift_by_class('6h')}) >= 0.15)) or vector(0)"),
     )
     return [*panels, classes]
-
-
-def _drift_by_class() -> str:
-    labels = "model, version, source, statistic, class"
-    count = increase(f"{_RANK}_count", EXPLANATIONS, labels, "6h")
-    distance = f'pathlens:pathway_drift_by_class:ks_6h{{{RECORDED},class=~"$class"}}'
-    return f"({distance} and on ({labels}) ({count} >= 100))"
 
 
 def _drift() -> Sequence[Builder[dashboard.Panel]]:
@@ -165,21 +160,21 @@ def _drift() -> Sequence[Builder[dashboard.Panel]]:
             _ALERT,
         ),
         "none",
-        now(f"topk(10, {_drift_by_class()})", "{{class}} {{source}}: {{statistic}}"),
+        now(f"topk(10, {drift_by_class('6h')})", f"{_CLASS} {{{{source}}}}: {{{{statistic}}}}"),
     )
     worst.thresholds(_DISTANCE).max(1).decimals(2).orientation(common.VizOrientation.HORIZONTAL).span(12).height(9)
+    distances = f'pathlens:pathway_drift_by_class:ks_6h{{{RECORDED},class=~"$class"}}'
     by_class = history(
         "Drift by class over time (6 hours)",
         described(
-            "The largest distance of each class over its sources and statistics; darker is further, up to 0.5. With "
-            "few "
-            "explanations it is large by chance. Over all pods.",
+            "The largest distance of each class of a version over its sources and statistics; darker is further, up to "
+            "0.5. With few explanations it is large by chance. Over all pods.",
             "light.",
             "a line that darkens tells when a class began to drift; all lines at once: the model or the decoding.",
             _ALERT,
         ),
         "none",
-        over_time(f'max by (class) (pathlens:pathway_drift_by_class:ks_6h{{{RECORDED},class=~"$class"}})', "{{class}}"),
+        over_time(f"max by (namespace, model, version, class) ({distances})", _CLASS),
     )
     return [*panels, behind, worst, by_class.max(0.5).decimals(2).span(12).height(9)]
 
@@ -227,9 +222,9 @@ def _distribution(statistic: str) -> Group:
     )
     by_class = history(
         f"Median {name} by class",
-        described(shows + " A line for each class; darker is more.", "each line in one shade.", _ACT),
+        described(shows + " A line for each class of a version; darker is more.", "each line in one shade.", _ACT),
         "percentunit",
-        over_time(quantile(0.5, metric, EXPLANATIONS, "class"), "{{class}}"),
+        over_time(quantile(0.5, metric, EXPLANATIONS, "namespace, model, version, class"), _CLASS),
     )
     return Group(name[0].upper() + name[1:], [coloured(quantiles.max(1), QUANTILES), spread, by_class.decimals(0)])
 
@@ -255,6 +250,6 @@ def _volume() -> Sequence[Timeseries]:
             "another mixture is no drift by itself, since ranks are taken within each class.",
         ),
         "cps",
-        over_time(rate(f"{_SPARSITY}_count", EXPLANATIONS, "class"), "{{class}}"),
+        over_time(rate(f"{_SPARSITY}_count", EXPLANATIONS, "model, class"), "{{model}}: {{class}}"),
     )
     return [coloured(by_source.span(12), SOURCES), by_class.span(12)]

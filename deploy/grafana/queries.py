@@ -104,11 +104,27 @@ def drift(window: str) -> str:
         window: `6h` or `1h`.
 
     Returns:
-        PromQL, by model, version, source and statistic.
+        PromQL, by namespace, model, version, source and statistic.
     """
     return (
         f"pathlens:pathway_drift:ks_{window}{{{RECORDED}}}"
         f" and pathlens:pathway_drift:observations_{window}{{{RECORDED}}} >= 100"
+    )
+
+
+def drift_by_class(window: str) -> str:
+    """Ask for the same of the chosen classes alone.
+
+    Args:
+        window: `6h` or `1h`.
+
+    Returns:
+        PromQL, by namespace, model, version, source, statistic and class.
+    """
+    chosen = f'{RECORDED},class=~"$class"'
+    return (
+        f"pathlens:pathway_drift_by_class:ks_{window}{{{chosen}}}"
+        f" and pathlens:pathway_drift_by_class:observations_{window}{{{chosen}}} >= 100"
     )
 
 

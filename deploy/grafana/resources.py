@@ -114,7 +114,7 @@ def _overview() -> Sequence[Stat]:
             described(
                 "Share of the memory in use on the fullest of our GPUs.",
                 "below 85 %; loading a version beside the old one needs room for both.",
-                "calls end in RESOURCE_EXHAUSTED (GPU_OUT_OF_MEMORY): fewer workers, or smaller batches.",
+                "calls end in RESOURCE_EXHAUSTED (OUT_OF_MEMORY): fewer workers, or smaller batches.",
             ),
             "percentunit",
             _FULL,
@@ -138,7 +138,7 @@ def _overview() -> Sequence[Stat]:
                 "PathlensCertificateExpires",
             ),
             "s",
-            limits((None, BAD), (3 * 86400, WARNING), (14 * 86400, GOOD)),
+            limits((None, BAD), (2 * 86400, WARNING), (14 * 86400, GOOD)),
             now(expiry),
         )
         .decimals(0)

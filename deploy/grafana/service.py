@@ -178,7 +178,8 @@ def _where_time_goes() -> Group:
     upstream = lines(
         "At TorchServe, against the limit",
         described(
-            "Calls that TorchServe has not answered, and dashed the most that may be there, each summed over pods.",
+            "Requests that TorchServe has not answered, and dashed the most that may be there, each summed over pods. "
+            "One request may hold several calls that have waited together.",
             "below the limit; touching it for moments.",
             "at the limit calls wait in the gateway: add pods, or workers where the GPU idles.",
             "PathlensQueueing",

@@ -21,7 +21,7 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
     "p99 of Predict, ms": (_P99.format(method="Predict"), "{:.0f}"),
     "p99 of Explain, ms": (_P99.format(method="Explain"), "{:.0f}"),
     "calls in progress": ("sum(pathlens_inflight)", "{:.0f}"),
-    "of them at TorchServe": ("sum(pathlens_upstream_inflight)", "{:.0f}"),
+    "requests at TorchServe": ("sum(pathlens_upstream_inflight)", "{:.0f}"),
     "canaries without an answer": ('sum(pathlens_canaries_total{result="failed"})', "{:.0f}"),
     "drift of pathways (KS distance, 1 h)": ("max(pathlens:pathway_drift:ks_1h)", "{:.2f}"),
     "explanations that it is taken from": ("max(pathlens:pathway_drift:observations_1h)", "{:.0f}"),

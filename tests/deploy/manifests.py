@@ -28,6 +28,9 @@ COMBINATIONS: tuple[tuple[str, ...], ...] = (
 
 Document = Mapping[str, Any]
 
+_KSERVES_DEFAULTS = {"cpu": "1", "memory": "2Gi"}
+"""What KServe's webhook writes into an InferenceService that asks for no resources, as requests and as limits."""
+
 
 @cache
 def built(overlay: str, *components: str) -> tuple[Document, ...]:
@@ -63,10 +66,17 @@ def pod_of(documents: tuple[Document, ...]) -> dict[str, Any]:
     runtime = one(documents, "ServingRuntime")["spec"]
     predictor = one(documents, "InferenceService")["spec"]["predictor"]
     kserves_own = {"model", "minReplicas", "maxReplicas"}
+    (container,) = runtime["containers"]
+    # The resources of the service, filled up by KServe's defaults, go before those of the runtime.
+    asked = predictor["model"].get("resources", {})
+    resources = {
+        kind: {**container.get("resources", {}).get(kind, {}), **_KSERVES_DEFAULTS, **asked.get(kind, {})}
+        for kind in ("requests", "limits")
+    }
     return {
-        "metadata": {"labels": runtime["labels"], "annotations": runtime["annotations"]},
+        "metadata": {"labels": runtime["labels"]},
         "spec": {
-            "containers": runtime["containers"],
+            "containers": [{**container, "resources": resources}],
             "volumes": runtime["volumes"],
             **{name: value for name, value in predictor.items() if name not in kserves_own},
         },

@@ -12,7 +12,8 @@ import pytest
 from deploy.programs import need
 from listening_process import listening
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "alertmanager"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "alertmanager"
 
 
 @pytest.fixture
@@ -25,9 +26,20 @@ def alertmanager() -> str:
     return need("prometheus-alertmanager")
 
 
-def ask(address: str, body: list[dict[str, Any]] | None = None) -> Any:
+def command_of(alertmanager: str) -> list[str]:
+    """Run alone, with its files below the folder it is started in."""
+    return [
+        alertmanager,
+        f"--config.file={FOLDER / 'alertmanager.yaml'}",
+        "--storage.path=data",
+        "--web.listen-address=127.0.0.1:0",
+        "--cluster.listen-address=",
+    ]
+
+
+def ask(address: str, body: list[dict[str, Any]] | None = None, what: str = "alerts") -> Any:
     request = urllib.request.Request(
-        f"http://{address}/api/v2/alerts",
+        f"http://{address}/api/v2/{what}",
         data=None if body is None else json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
@@ -83,14 +95,7 @@ def test_what_is_known_already_is_held_back(alertmanager: str, tmp_path: Path) -
         {"alertname": "PathlensGatewayDown", "severity": "ticket", "namespace": "fewer", "pod": "d"},
     ]
     held_back = [alerts[index] for index in (1, 5, 11)]
-    command = [
-        alertmanager,
-        f"--config.file={FOLDER / 'alertmanager.yaml'}",
-        "--storage.path=data",
-        "--web.listen-address=127.0.0.1:0",
-        "--cluster.listen-address=",
-    ]
-    with listening(command, tmp_path) as address:
+    with listening(command_of(alertmanager), tmp_path) as address:
         ask(address, [{"labels": labels} for labels in alerts])
         found: list[dict[str, str]] = []
         end = time.monotonic() + 30
@@ -98,3 +103,20 @@ def test_what_is_known_already_is_held_back(alertmanager: str, tmp_path: Path) -
             time.sleep(0.1)
             found = [alert["labels"] for alert in ask(address) if alert["status"]["inhibitedBy"]]
     assert {frozenset(labels.items()) for labels in found} == {frozenset(labels.items()) for labels in held_back}
+
+
+def test_the_command_of_the_runbook_silences_a_namespace(amtool: str, alertmanager: str, tmp_path: Path) -> None:
+    lines = (line.strip() for line in (ROOT / "docs" / "runbook.md").read_text().splitlines())
+    (command,) = (line for line in lines if line.startswith("amtool "))
+    with listening(command_of(alertmanager), tmp_path) as address:
+        ran = subprocess.run(
+            ["sh", "-c", command.replace("localhost:9093", address).replace("amtool", amtool, 1)],
+            env={"NAMESPACE": "prod", "USER": "me", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        (silence,) = ask(address, what="silences")
+    silenced = {matcher["name"]: matcher["value"] for matcher in silence["matchers"]}
+    assert silenced == {"alertname": "PathlensAbsent", "namespace": "prod"}

@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from deploy.observed_files import questions
 from deploy.programs import need
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +170,48 @@ def test_every_query_is_promql(tmp_path: Path) -> None:
     done = subprocess.run([promtool, "check", "rules", path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"{len(rules)} rules found" in done.stdout
+
+
+def drifting(namespace: str, model: str, distance: float, explanations: int) -> dict[str, str]:
+    """Series of a class `cat`: the distance, and what stands behind it."""
+    labels = (
+        f'namespace="{namespace}", model="{model}", version="1.0", source="transferred", statistic="confidence_drop",'
+        ' class="cat"'
+    )
+    return {
+        f"pathlens:pathway_drift_by_class:ks_6h{{{labels}}}": f"{distance}x400",
+        f"pathlens:pathway_drift_by_class:observations_6h{{{labels}}}": f"{explanations}x400",
+        f'pathlens_pathway_rank_ratio_count{{pod="{namespace}-{model}", {labels}}}': f"0+{explanations / 360}x400",
+    }
+
+
+def answers(panel: str, folder: Path, series: Mapping[str, str]) -> list[tuple[str, float]]:
+    """Ask what a panel of the dashboard of explanations asks, of series with a value for each minute."""
+    (question,) = (one for one in questions([FOLDER / "explanations.json"]) if one.panel == panel)
+    # promtool tells what it got only where something else was expected.
+    case = {"expr": question.expression, "eval_time": "400m", "exp_samples": [{"labels": "{}", "value": -1}]}
+    inputs = [{"series": name, "values": values} for name, values in series.items()]
+    test = {"tests": [{"interval": "1m", "input_series": inputs, "promql_expr_test": [case]}]}
+    (folder / "test.yaml").write_text(yaml.safe_dump(test))
+    command = [need("promtool"), "test", "rules", "test.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    got = re.search(r"got:(.*)", done.stdout + done.stderr, re.DOTALL)
+    assert got is not None, done.stdout + done.stderr
+    return [(labels, float(value)) for labels, value in re.findall(r"(\{[^}]*\}) ([-+.\deE]+)", got[1])]
+
+
+def test_drift_by_class_is_told_by_the_explanations_of_its_own_namespace(tmp_path: Path) -> None:
+    series = drifting("busy", "pets", 0.05, 1000) | drifting("idle", "pets", 0.9, 5)
+    ((labels, distance),) = answers("Drift by class, the ten largest (6 hours)", tmp_path, series)
+    assert 'namespace="busy"' in labels
+    assert distance == 0.05
+    assert answers("Classes that drift (6 h)", tmp_path, series) == [("{}", 0.0)]
+
+
+def test_classes_of_one_name_are_those_of_their_models(tmp_path: Path) -> None:
+    series = drifting("busy", "pets", 0.05, 1000) | drifting("busy", "animals", 0.9, 1000)
+    shown = answers("Drift by class over time (6 hours)", tmp_path, series)
+    assert sorted(distance for _, distance in shown) == [0.05, 0.9]
 
 
 @pytest.fixture(scope="module")

@@ -232,6 +232,21 @@ def test_a_pod_of_the_gpu_overlay_has_one_card(overlay: str, cards: int) -> None
 
 
 @every_overlay
+def test_nothing_decides_in_place_of_the_service_with_how_many_threads_it_computes(overlay: str) -> None:
+    # It counts the processors of its container by itself; the variable would go before `torchserve.threads` and would
+    # give each of several workers all processors.
+    for container in containers_of(built(overlay)).values():
+        assert "OMP_NUM_THREADS" not in {variable["name"] for variable in container.get("env", [])}
+
+
+def test_a_free_card_is_all_that_a_pod_with_a_gpu_requires_of_its_node() -> None:
+    # Labels of nodes come from whoever runs them: NVIDIA's device plugin by itself writes none.
+    pod = pod_of(built("gpu"))["spec"]
+    assert "requiredDuringSchedulingIgnoredDuringExecution" not in pod["affinity"]["nodeAffinity"]
+    assert "nodeSelector" not in pod
+
+
+@every_overlay
 def test_nothing_in_a_pod_may_do_more_than_it_has_to(overlay: str) -> None:
     pod = pod_of(built(overlay))["spec"]
     assert pod["automountServiceAccountToken"] is False

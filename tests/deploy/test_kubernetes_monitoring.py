@@ -41,11 +41,15 @@ def test_every_metrics_port_is_scraped_as_the_job_that_the_rules_name(overlay: s
     documents = built(overlay, "monitoring")
     endpoints = one(documents, "PodMonitor")["spec"]["podMetricsEndpoints"]
     assert {endpoint["port"] for endpoint in endpoints} == {name for name in ports_of(documents) if "metrics" in name}
-    relabelings = [rule for endpoint in endpoints for rule in endpoint["relabelings"]]
-    jobs = {rule["replacement"] for rule in relabelings if rule["targetLabel"] == "job"}
-    assert jobs == {"pathlens-gateway", "pathlens-torchserve"}
+    jobs = {
+        endpoint["port"]: rule["replacement"]
+        for endpoint in endpoints
+        for rule in endpoint["relabelings"]
+        if rule["targetLabel"] == "job"
+    }
+    assert jobs == {"metrics": "pathlens-gateway", "ts-metrics": "pathlens-torchserve"}
     for rules in (DEPLOY / "prometheus" / "rules").glob("*.yaml"):
-        assert all(name in jobs for name in _jobs_of(rules.read_text())), rules.name
+        assert all(name in jobs.values() for name in _jobs_of(rules.read_text())), rules.name
 
 
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from prometheus_client import Histogram, generate_latest
 
+from deploy.observed_files import DASHBOARDS, questions
 from deploy.programs import need
 from pathlens.cli.main import main
 from pathlens.gateway.metrics import Metrics
@@ -53,6 +54,18 @@ def documented_metrics() -> set[str]:
     histograms = {name for name, kind in rows if kind == "histogram"}
     parts = {f"{name}_{part}" for name in histograms for part in ("bucket", "count", "sum")}
     return parts | {name for name, _ in rows} - histograms
+
+
+def documented_labels() -> dict[str, set[str]]:
+    """Labels of each metric, with those of its target and of buckets."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(pathlens_\w+)` \| \w+ \|([^|]*)\|", page, re.MULTILINE)
+    of_all = {"namespace", "pod", "instance", "job", "le"}
+    return {name: of_all.union(re.findall(r"\w+", labels)) for name, labels in rows}
+
+
+def queries_of_the_runbook() -> list[str]:
+    return [query for block in blocks(RUNBOOK.read_text(), "promql") for query in block.strip().splitlines()]
 
 
 def known_metrics() -> set[str]:
@@ -166,7 +179,7 @@ def test_a_section_of_the_runbook_helps(name: str) -> None:
 
 
 def test_queries_of_the_runbook_are_promql_over_metrics_that_exist(promtool: str, tmp_path: Path) -> None:
-    queries = [query for block in blocks(RUNBOOK.read_text(), "promql") for query in block.strip().splitlines()]
+    queries = queries_of_the_runbook()
     assert len(queries) > 20
     for query in queries:
         assert metrics_in(query)
@@ -175,6 +188,22 @@ def test_queries_of_the_runbook_are_promql_over_metrics_that_exist(promtool: str
     file = tmp_path / "queries.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": as_rules}]}))
     run(promtool, "check", "rules", str(file))
+
+
+def test_what_is_summed_is_kept_apart_by_labels_that_the_metric_has() -> None:
+    # A label that is not there is no error: all series become one.
+    panels = [question.expression for question in questions(DASHBOARDS)]
+    expressions = [*queries_of_the_runbook(), *panels, *(rule["expr"] for rule in [*rules("record"), *rules("alert")])]
+    found = [
+        (set(re.findall(r"\w+", labels)), re.sub(r"_(bucket|count|sum)$", "", metric))
+        for expression in expressions
+        for labels, metric in re.findall(
+            r"by \(([^)]*)\) \(\s*(?:(?:rate|increase|max_over_time)\()?(pathlens_\w+)", expression
+        )
+    ]
+    known = documented_labels()
+    assert len(found) > 100
+    assert [(labels, metric) for labels, metric in found if not labels <= known[metric]] == []
 
 
 def commands(text: str) -> Iterator[list[str]]:
