@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from pathlens.bundle.store import load_bundle
 from pathlens.errors import DeadlineExceededError, InvalidRequestError, PathlensError
 from pathlens.explainer import DecodingLimits, Explainer
+from pathlens.explainer.kernels import keep_kernels
 from pathlens.explainer.memory import keep_freed_memory
 from pathlens.explanation import ExplanationRequest, ExplanationResult
 from pathlens.wire.internal.v1 import worker_pb2
@@ -65,6 +66,7 @@ class PathlensHandler:
             for logger in (logging.getLogger(), logging.getLogger("ts")):
                 logger.setLevel(logging.WARNING)
         keep_freed_memory()
+        keep_kernels()
         properties = context.system_properties
         gpu = properties.get("gpu_id")
         bundle = load_bundle(Path(properties["model_dir"]) / "bundle")

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from pathlens.classifier.captured import CapturedClassifier
+from pathlens.classifier.convolution import FASTER
 from pathlens.classifier.fusion import fuse
 from pathlens.classifier.program import Program, references
 
@@ -90,7 +91,7 @@ def _with_channels_last(classifier: CapturedClassifier) -> CapturedClassifier:
         for name, weight in classifier.weights.items()
     }
     calls = tuple(replace(call, function=_INDIFFERENT.get(call.function, call.function)) for call in program.calls)
-    return CapturedClassifier(replace(program, calls=calls), weights)
+    return CapturedClassifier(replace(program, calls=calls), weights, FASTER)
 
 
 def _kernels(program: Program) -> set[str]:

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -47,12 +48,19 @@ class CapturedClassifier:
     Args:
         program: The computation.
         weights: Its weights by qualified name.
+        faster: What computes the same as operators of these names and is called in their place.
     """
 
-    def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        faster: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+    ) -> None:
         self.program = program
         self._weight_names = tuple(weights)
-        self._module = build_graph(program, weights)
+        self._faster = faster
+        self._module = build_graph(program, weights, faster)
         self._fingerprint = ""
 
     @property
@@ -119,7 +127,7 @@ class CapturedClassifier:
             name: weight.to(device, dtype if weight.is_floating_point() else weight.dtype)
             for name, weight in self.weights.items()
         }
-        return CapturedClassifier(self.program, weights)
+        return CapturedClassifier(self.program, weights, self._faster)
 
     def __call__(self, images: Tensor, pathway: TapEditor | None = None) -> Tensor:
         """Classify, through the whole classifier or through a pathway alone.

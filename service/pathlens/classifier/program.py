@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -124,11 +125,21 @@ def encode_graph(graph: fx.Graph) -> tuple[list[Call], str, dict[str, str]]:
     return calls, output, weights
 
 
-def build_graph(program: Program, weights: Mapping[str, Tensor]) -> fx.GraphModule:
+def build_graph(
+    program: Program, weights: Mapping[str, Tensor], faster: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+) -> fx.GraphModule:
     """Make the program executable as `module(images, edit)`.
 
     `edit(index, activation)` is called with the output of every tap, and what it returns takes the output's place; None
     leaves every tap alone. The hook is an argument and not a property, so that several threads may use one module.
+
+    Args:
+        program: The computation.
+        weights: Its weights by qualified name.
+        faster: What computes the same as operators of these names and is called in their place.
+
+    Raises:
+        CaptureError: If the program is not one.
     """
     root = torch.nn.Module()
     graph = fx.Graph()
@@ -162,7 +173,7 @@ def build_graph(program: Program, weights: Mapping[str, Tensor]) -> fx.GraphModu
 
     try:
         for call in program.calls:
-            function = _resolve(call.function)
+            function = faster.get(call.function) or _resolve(call.function)
             keywords = {key: decode(value) for key, value in call.keywords.items()}
             node = graph.call_function(function, tuple(decode(item) for item in call.arguments), keywords)
             if call.name in taps:

@@ -31,7 +31,7 @@ _LARGEST_PASS = 64 * 2**20
 # processor in units of the graph's pass of eight images of MobileNetV2, SqueezeNet and ResNet-20: with 0.14 of the
 # work, eight images of one class cost 0.2, 0.3 and 0.6, and eight of different classes 0.4, 0.5 and 1.4; with 0.27 of
 # it 0.4, 0.4 and 0.7, and 0.6, 0.6 and 1.7.
-_MOST_WORK = 0.25
+_MOST_WORK = 0.4
 # Severities of ONNX Runtime: 4 is "fatal". Errors arrive as exceptions, which are logged with what they belong to.
 _LOGGED_SEVERITY = 4
 

@@ -63,7 +63,8 @@ def _run_parts(
         rows_of[label].append(row)
     results: list[_Result] = []
     order: list[int] = []
-    found = slices.get_all(sorted(rows_of, key=lambda label: len(rows_of[label]), reverse=True))
+    by_images = sorted(rows_of, key=lambda label: len(rows_of[label]), reverse=True)
+    found = slices.get_all({label: len(rows_of[label]) for label in by_images})
     for label, part in found.items():
         try:
             results.append(sliced(part, rows_of[label]))

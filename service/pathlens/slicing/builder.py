@@ -57,11 +57,11 @@ class Builder:
         """Add a call to the program."""
         return self._graph.call_function(function, arguments, keywords)
 
-    def weight(self, value: Tensor) -> fx.Node:
+    def weight(self, value: Tensor, layout: torch.memory_format = torch.contiguous_format) -> fx.Node:
         """Add a weight to the program."""
         name = f"weight_{len(self._weights)}"
         # A view would keep all of what it is a part of.
-        self._weights[name] = value.detach().clone(memory_format=torch.contiguous_format)
+        self._weights[name] = value.detach().clone(memory_format=layout)
         return self._graph.get_attr(name)
 
     def has(self, source: Source) -> bool:

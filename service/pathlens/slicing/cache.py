@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -17,13 +17,15 @@ from pathlens.slicing.slice import Slice
 DEFAULT_BYTES = 256 * 2**20
 """Of all slices of one classifier, unless told otherwise."""
 
-MOST_WORK = 0.5
-"""Of the classifier's multiply-accumulates, how many a slice may have to be worth its memory.
+MOST_WORK = 0.75
+"""Of the classifier's multiply-accumulates, how many a slice may have to be worth its memory."""
 
-Measured with PyTorch on one processor, forward and backward, in units of the masked pass of the same eight images of
-MobileNetV2, SqueezeNet and ResNet-20: with a quarter of the work, eight images of one class cost 0.2, 0.4 and 0.6, and
-eight of different classes, which are eight runs, 0.3, 0.7 and 1.2; with 0.43 of it 0.3, 0.6 and 0.8, and 0.4, 1.0 and
-1.4; with 0.65 of it 0.5, 0.8 and 0.9, and 0.6, 1.2 and 1.7. On GPUs it was not measured.
+_COST_OF_RUN = {"cpu": 1.0}
+_COST_OF_RUN_ELSEWHERE = 8.0
+"""What a run costs beside its images, in images of the masked pass.
+
+Measured with PyTorch on one processor: 0.4 to 0.7 in slices of MobileNetV2, 1.5 to 2.5 in those of ResNet-20. GPUs take
+about as long for eight images as for one; that was not measured.
 """
 
 _ASKS_BETWEEN_CUTS = 64
@@ -47,15 +49,24 @@ class SliceCache:
         bank: The stored class pathways, on the device of the classifier.
         limit_bytes: Of the memory of all slices that are kept; 0 cuts nothing.
         most_work: Slices with more work than this part of the classifier's are not used.
+        cost_of_run: What a run costs beside its images, in images of the masked pass; None for what is usual on the
+            device of the classifier.
     """
 
     def __init__(
-        self, classifier: CapturedClassifier, bank: ClassPathwayBank, limit_bytes: int, most_work: float = MOST_WORK
+        self,
+        classifier: CapturedClassifier,
+        bank: ClassPathwayBank,
+        limit_bytes: int,
+        most_work: float = MOST_WORK,
+        cost_of_run: float | None = None,
     ) -> None:
         self._classifier = classifier
         self._bank = bank
         self._limit_bytes = limit_bytes
         self._most_work = most_work
+        usual = _COST_OF_RUN.get(classifier.device.type, _COST_OF_RUN_ELSEWHERE)
+        self._cost_of_run = usual if cost_of_run is None else cost_of_run
         self._lock = threading.Lock()
         self._slices: OrderedDict[int, Slice] = OrderedDict()
         self._bytes = 0
@@ -84,15 +95,28 @@ class SliceCache:
             None if the pathway network has to be run with masks: the pathway cannot be sliced, its slice is not worth
             it or larger than the limit, another thread is cutting it, or there is no room for it now.
         """
-        return self.get_all([label]).get(label)
+        return self.get_all({label: 1}).get(label)
 
-    def get_all(self, labels: Sequence[int]) -> dict[int, Slice]:
-        """Return the slices of several classes, as far as there are any.
+    def get_all(self, images: Mapping[int, int]) -> dict[int, Slice]:
+        """Return the slices to use for a batch, as far as there are any.
+
+        Every slice is a run of its own, while masks run all that is left at once. So a slice is used where it saves
+        more than a run costs, and always for a batch of one class.
 
         Args:
-            labels: Different classes with stored pathways. The first of those without a slice is cut, and only that
-                one, so that no pass waits for several.
+            images: How many there are of each class; the classes have stored pathways. Of the classes without a slice
+                that may use one, the first is cut, and only that one, so that no pass waits for several.
         """
+        labels = [label for label, count in images.items() if len(images) == 1 or count > self._cost_of_run]
+        found = self._find(labels)
+        return {
+            label: part
+            for label, part in found.items()
+            if len(images) == 1 or images[label] * (1 - part.cost) >= self._cost_of_run
+        }
+
+    def _find(self, labels: Sequence[int]) -> dict[int, Slice]:
+        """Return all slices that there are, and one that is cut for it."""
         with self._lock:
             found = {label: self._slices[label] for label in labels if label in self._slices}
             for label in found:

@@ -13,6 +13,8 @@ from pathlens.slicing.rule import Rule, Step
 _BEHIND_BIAS = 3
 _GROUPS = 6
 """Places of the arguments."""
+_IMAGES = 4
+"""Dimensions of the kernels of images, which oneDNN would have to lay out with the channels last in each run."""
 
 
 class Convolution(Rule):
@@ -56,10 +58,11 @@ class Convolution(Rule):
         inner = builder.piece(source).held if dense else self._positions(source.channels.varying, groups)
         bias = self._biases(builder, groups, held)
         is_map = bias is not None and bias.ndim > 1
+        kernel = self._kernel[held][:, inner]
         node = builder.call(
             self.function,
             builder.aligned(source, _members(groups, inner, source.channels.count // self._groups)),
-            builder.weight(self._kernel[held][:, inner]),
+            builder.weight(kernel, torch.channels_last if kernel.ndim == _IMAGES else torch.contiguous_format),
             None if bias is None or is_map else builder.weight(bias),
             *self._rest(len(groups)),
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.graph_module import _loader
 
+from pathlens.classifier.convolution import FASTER
 from pathlens.classifier.program import Program, build_graph
 from pathlens.classifier.recording import at_least_float32
 
@@ -29,7 +30,7 @@ class Network:
     def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
         self.program = program
         self.weights = dict(weights)
-        module = build_graph(program, weights)
+        module = build_graph(program, weights, FASTER)
         self._forward: Callable[..., Tensor] = type(module).forward
         # The function reads weights as attributes of its first argument.
         buffers = dict(module.named_buffers())

@@ -23,6 +23,15 @@ class Slice:
     work: float
 
     @property
+    def cost(self) -> float:
+        """How long an image takes, in parts of the masked pass: few channels use a processor less well than many.
+
+        Measured with PyTorch on one processor: with 0.04, 0.36 and 0.6 of the work of ResNet-20, 0.4, 0.8 and 0.9; with
+        0.22, 0.53 and 0.72 of that of MobileNetV2, 0.4, 0.6 and 0.7.
+        """
+        return 0.25 + 0.75 * self.work
+
+    @property
     def bytes(self) -> int:
         """Of memory that it keeps."""
         return self.network.bytes

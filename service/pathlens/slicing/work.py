@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
 
 
 def count_work(run: Callable[[], object]) -> int:
@@ -27,6 +30,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is aten.mkldnn_convolution.default:
+            # Has no formula of its own, and other places for its arguments.
+            images, kernel, bias, padding, stride, dilation, groups = args
+            zeros = [0] * len(padding)
+            func, args = (
+                aten.convolution.default,
+                (images, kernel, bias, stride, padding, dilation, False, zeros, groups),
+            )
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=result)

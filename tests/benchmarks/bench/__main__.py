@@ -20,6 +20,7 @@ from benchmarks.bench.plots import plot_costs, plot_growth
 from benchmarks.bench.report import markdown
 from benchmarks.bench.settings import PARTS, Settings
 from benchmarks.bench.subjects import DIGITS, NAMES, Subject, available, make_subject
+from pathlens.explainer.kernels import keep_kernels
 from pathlens.explainer.memory import keep_freed_memory
 
 FOLDER = Path(__file__).parents[3] / "build" / "bench"
@@ -65,6 +66,7 @@ def main(
     torch.set_num_threads(threads)
     # As in the workers of the service.
     keep_freed_memory()
+    keep_kernels()
     there, missing = available()
     if missing:
         console.print(missing)

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.bench.routes import MASKED, ROUTES, answers, requests
 from pathlens.bundle.store import load_bundle
+from pathlens.explainer.kernels import keep_kernels
 from pathlens.explainer.memory import keep_freed_memory
 
 INTEGRATED = {"Captum integrated gradients, 15 steps": 15, "Captum integrated gradients, 50 steps": 50}
@@ -22,6 +23,7 @@ def main() -> None:
     """Print what the process holds before and while it runs the route, as JSON in MiB."""
     folder, name, batch, label = sys.argv[1:]
     keep_freed_memory()
+    keep_kernels()
     bundle = load_bundle(Path(folder))
     explainer = bundle.explainer() if name != MASKED.name else bundle.explainer(slice_bytes=0)
     images = torch.rand(int(batch), *explainer.classifier.input_shape, generator=torch.Generator().manual_seed(0))

@@ -26,8 +26,10 @@ IMAGES = torch.from_numpy(np.stack([tensor(seed) for seed in range(3)]))
 Cut = Callable[[CapturedClassifier, Pathway], Slice]
 
 
-def cache(limit_bytes: int = DEFAULT_BYTES, most_work: float = 1.0, bank: ClassPathwayBank = BANK) -> SliceCache:
-    return SliceCache(CLASSIFIER, bank, limit_bytes, most_work)
+def cache(
+    limit_bytes: int = DEFAULT_BYTES, most_work: float = 1.0, bank: ClassPathwayBank = BANK, cost_of_run: float = 0.0
+) -> SliceCache:
+    return SliceCache(CLASSIFIER, bank, limit_bytes, most_work, cost_of_run)
 
 
 def size(label: int) -> int:
@@ -82,15 +84,33 @@ def test_a_class_is_cut_once(cuts: list[int]) -> None:
 
 def test_of_several_classes_only_the_first_without_a_slice_is_cut(cuts: list[int]) -> None:
     slices = cache()
-    found = [set(slices.get_all([2, 0, 1])) for _ in range(4)]
+    found = [set(slices.get_all({2: 1, 0: 1, 1: 1})) for _ in range(4)]
     assert found == [{2}, {2, 0}, {2, 0, 1}, {2, 0, 1}]
     assert cuts == [2, 0, 1]
+
+
+class TestWhatIsWorthARunOfItsOwn:
+    """One image among many others is done sooner with them."""
+
+    def test_is_every_batch_of_one_class(self) -> None:
+        assert set(cache(cost_of_run=1.0).get_all({0: 1})) == {0}
+
+    def test_is_not_one_image_of_a_class_among_others(self, cuts: list[int]) -> None:
+        assert cache(cost_of_run=1.0).get_all({0: 1, 1: 1}) == {}
+        assert cuts == []
+
+    def test_is_what_saves_more_than_the_run_costs(self) -> None:
+        part = cache().get(0)
+        assert part is not None
+        saved = 8 * (1 - part.cost)
+        assert set(cache(cost_of_run=saved - 0.01).get_all({0: 8, 1: 1})) == {0}
+        assert cache(cost_of_run=saved + 0.01).get_all({0: 8, 1: 1}) == {}
 
 
 def test_a_limit_of_zero_cuts_nothing(cuts: list[int]) -> None:
     slices = cache(0)
     slices.warm(60)
-    assert slices.get_all(LABELS) == {}
+    assert slices.get_all(dict.fromkeys(LABELS, 1)) == {}
     assert cuts == []
 
 
@@ -308,8 +328,8 @@ class TestThreads:
 
 def test_what_is_given_up_makes_room_and_is_never_cut_again(cuts: list[int]) -> None:
     slices = cache()
-    slices.get_all([0])
-    slices.get_all([1])
+    slices.get_all({0: 1})
+    slices.get_all({1: 1})
     slices.give_up(0)
     slices.give_up(0)
     assert slices.get(0) is None
