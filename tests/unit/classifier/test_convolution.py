@@ -1,6 +1,7 @@
 """Convolutions by other kernels are those of PyTorch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import hypothesis
@@ -29,31 +30,48 @@ def channels_last(shape: Sequence[int], seed: int = 0) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True)
+class Case:
+    images: Tensor
+    kernel: Tensor
+    bias: Tensor | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+def pairs(values: st.SearchStrategy[int]) -> st.SearchStrategy[list[int]]:
+    return st.lists(values, min_size=2, max_size=2)
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, list[list[int]], int]:
-    """Draw images, a kernel, a bias, stride, padding and dilation, and a number of groups."""
-    channels, outputs = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    groups = draw(st.sampled_from([1, channels]))
-    outputs = outputs if groups == 1 else draw(st.sampled_from([channels, 2 * channels]))
-    size = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (2, 2)]))
+def cases(draw: st.DrawFn) -> Case:
+    """Draw a convolution, one of two of those that oneDNN computes."""
+    channels, outputs, groups = draw(st.integers(1, 6)), draw(st.integers(1, 6)), 1
+    size, padding, stride, dilation = draw(pairs(st.integers(1, 3))), draw(pairs(st.integers(0, 2))), [1, 1], [1, 1]
+    match draw(st.sampled_from(["pointwise", "depthwise", "any", "any in groups"])):
+        case "pointwise":
+            size, padding = [1, 1], [0, 0]
+        case "depthwise":
+            outputs = groups = channels
+        case "any":
+            stride, dilation = draw(pairs(st.integers(1, 2))), draw(pairs(st.integers(1, 2)))
+        case _:
+            outputs, groups = 2 * channels, channels
     images = channels_last((draw(st.integers(1, 3)), channels, draw(st.integers(5, 7)), draw(st.integers(5, 7))))
-    if draw(st.booleans()):
-        images = images.contiguous()
     kernel = channels_last((outputs, channels // groups, *size), 1)
     bias = torch.randn(outputs, generator=torch.Generator().manual_seed(2)) if draw(st.booleans()) else None
-    pair = st.lists(st.integers(1, 2), min_size=2, max_size=2)
-    padding = draw(st.lists(st.integers(0, 2), min_size=2, max_size=2))
-    return images, kernel, bias, [draw(pair), padding, [1, draw(st.sampled_from([1, 1, 2]))]], groups
+    layout = draw(st.sampled_from([torch.channels_last, torch.channels_last, torch.contiguous_format]))
+    return Case(images.contiguous(memory_format=layout), kernel, bias, stride, padding, dilation, groups)
 
 
 @hypothesis.given(cases())
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=200)
-def test_results_and_gradients_are_those_of_pytorch(whatever_the_work: None, case: tuple[Any, ...]) -> None:
-    images, kernel, bias, geometry, groups = case
-    found, expected = (images.detach().clone().requires_grad_() for _ in range(2))
-    stride, padding, dilation = geometry
-    result = convolve(found, kernel, bias, stride, padding, dilation, groups)
-    same = torch.conv2d(expected, kernel, bias, stride, padding, dilation, groups)
+def test_results_and_gradients_are_those_of_pytorch(whatever_the_work: None, case: Case) -> None:
+    found, expected = (case.images.detach().clone().requires_grad_() for _ in range(2))
+    others = (case.kernel, case.bias, case.stride, case.padding, case.dilation, case.groups)
+    result, same = convolve(found, *others), torch.conv2d(expected, *others)
     torch.testing.assert_close(result, same, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(same.shape, generator=torch.Generator().manual_seed(3))
     (gradient,) = torch.autograd.grad(result, found, upstream)
