@@ -9,6 +9,7 @@ from reliability.fuzz_call import SERVICE
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4
 _END_STREAM, _END_HEADERS = 1, 4
+_INITIAL_WINDOW_SIZE = 4
 _LARGEST_FRAME = 16_000
 _HEADERS_OF_A_CALL = {
     ":method": "POST",
@@ -135,6 +136,14 @@ def path_that_is_no_text() -> bytes:
     fields = b"".join(_literal(name, value) for name, value in _HEADERS_OF_A_CALL.items() if name != ":path")
     fields += b"\x00" + _string(b":path") + _string(b"/pathlens.v1.ExplanationService/Pre\xc1ict")
     frames = [_frame(_SETTINGS, 0, 0, b""), _frame(_HEADERS, _END_HEADERS, 1, fields), *_data(_framed(b""))]
+    return _PREFACE + b"".join(frames)
+
+
+def call_without_a_window(path: str, message: bytes) -> bytes:
+    """Write a connection with a call that is right, and whose caller has no room for a single byte of the answer."""
+    fields = b"".join(_literal(name, value) for name, value in {**_HEADERS_OF_A_CALL, ":path": path}.items())
+    no_window = struct.pack(">HI", _INITIAL_WINDOW_SIZE, 0)
+    frames = [_frame(_SETTINGS, 0, 0, no_window), _frame(_HEADERS, _END_HEADERS, 1, fields), *_data(_framed(message))]
     return _PREFACE + b"".join(frames)
 
 

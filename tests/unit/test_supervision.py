@@ -179,7 +179,7 @@ def test_a_time_of_health_makes_earlier_restarts_forgotten(
     monkeypatch.setattr(supervision, "_HEALTHY_SECONDS", 0.02)
     for _ in range(6):
         supervised.die()
-        time.sleep(0.1)
+        wait_until(lambda: supervised.supervisor._restarts == 0)
     assert supervised.supervisor.failure is None
 
 

@@ -168,12 +168,12 @@ class Costs:
         if work in self._doubted:
             self._doubted.discard(work)
             learned = min(learned, seconds)
-        self._means[work] = learned
+        self._set_mean(work, learned)
         one = replace(work, items=1)
-        rates = self._rates.setdefault(one, {})
-        rates[work.items] = learned / work.items
-        numbers = sorted(rates)
-        self._least[one] = numbers, list(accumulate((rates[number] for number in numbers), min))
+        if one in self._doubted:
+            # A probe that went with others; alone it would have cost no more than all of them.
+            self._doubted.discard(one)
+            self._set_mean(one, min(self._means.get(one, seconds), seconds))
 
     def learn_wait(self, model: str, ahead: float, seconds: float) -> None:
         """Learn from a request that had work ahead.
@@ -189,6 +189,14 @@ class Costs:
         pace = min(1.0, max(0.0, seconds) / ahead)
         mean = self._paces.get(model, pace)
         self._paces[model] = mean + _WEIGHT * (pace - mean)
+
+    def _set_mean(self, work: Work, seconds: float) -> None:
+        self._means[work] = seconds
+        one = replace(work, items=1)
+        rates = self._rates.setdefault(one, {})
+        rates[work.items] = seconds / work.items
+        numbers = sorted(rates)
+        self._least[one] = numbers, list(accumulate((rates[number] for number in numbers), min))
 
 
 def _is_usual(call: worker_pb2.WorkerCall) -> bool:

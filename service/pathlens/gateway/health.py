@@ -2,7 +2,9 @@
 
 import time
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
+
+from pathlens.gateway.health_servicer import HealthServicer
 
 LIVENESS = "liveness"
 """Service that is SERVING while whatever fails can be restarted."""
@@ -27,7 +29,7 @@ class Health:
 
     def __init__(self, *services: str) -> None:
         self._names = ("", READINESS, *services)
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = HealthServicer()
         self._draining = False
         self._unready_since: float | None = time.monotonic()
         self._tells_ready = False
@@ -45,7 +47,7 @@ class Health:
 
     async def begin(self) -> None:
         """Be alive, and not ready."""
-        await self.servicer.set(LIVENESS, _STATUSES[True])
+        self.servicer.tell({LIVENESS: _STATUSES[True]})
         await self.ready(False)
 
     async def ready(self, ready: bool) -> None:
@@ -59,7 +61,7 @@ class Health:
         else:
             self._unready_since = None
         if not self._draining:
-            await self._tell_readiness(ready)
+            self._tell_readiness(ready)
 
     async def reconnected(self) -> None:
         """Count the time without answers from now: the models are new."""
@@ -68,14 +70,13 @@ class Health:
     async def drain(self) -> None:
         """Not be ready any more. What drains is alive: nobody shall kill it for that."""
         self._draining = True
-        await self._tell_readiness(False)
+        self._tell_readiness(False)
 
     async def give_up(self) -> None:
         """Not be alive any more, nor ready."""
         await self.drain()
-        await self.servicer.set(LIVENESS, _STATUSES[False])
+        self.servicer.tell({LIVENESS: _STATUSES[False]})
 
-    async def _tell_readiness(self, ready: bool) -> None:
+    def _tell_readiness(self, ready: bool) -> None:
         self._tells_ready = ready
-        for name in self._names:
-            await self.servicer.set(name, _STATUSES[ready])
+        self.servicer.tell(dict.fromkeys(self._names, _STATUSES[ready]))

@@ -7,7 +7,7 @@ from pathlens.errors import ServerStartError
 from pathlens.gateway.health import Health
 from pathlens.gateway.host_and_port import host_and_port
 from pathlens.gateway.listener import Listener, find_methods_by_name
-from pathlens.gateway.well_formed import MAX_OPEN_STREAMS, WellFormedInterceptor
+from pathlens.gateway.well_formed import MAX_OPEN_STREAMS, MAX_UNREAD_ANSWERS, WellFormedInterceptor
 
 # A probe's message is the name of a service.
 _MAX_MESSAGE_BYTES = 16 * 1024
@@ -60,8 +60,7 @@ class HealthServer:
                 ("grpc.max_concurrent_streams", _CONNECTION_STREAMS),
                 ("grpc.so_reuseport", 0),
             ],
-            # As many checks as there may be watches, which never end.
-            maximum_concurrent_rpcs=2 * MAX_OPEN_STREAMS,
+            maximum_concurrent_rpcs=MAX_OPEN_STREAMS + MAX_UNREAD_ANSWERS,
         )
         find_methods_by_name(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._probes.servicer, server)

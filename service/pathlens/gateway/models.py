@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlens.errors import InternalError, InvalidRequestError, NotFoundError, UnavailableError
 from pathlens.gateway.quoting import shortened
 from pathlens.gateway.upstream import Upstream
-from pathlens.gateway.upstream_errors import RESTART_SECONDS
+from pathlens.gateway.upstream_errors import RESTART_SECONDS, error_from_reply
 from pathlens.model_version import ModelVersion
 from pathlens.wire.internal.v1 import worker_pb2
-from pathlens.wire.status import OK, error_from_status
+from pathlens.wire.status import OK
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 # A description is read from memory; a handler that takes longer is in trouble.
@@ -179,7 +179,7 @@ class ModelDirectory:
         answer = await self._upstream.ask(version.name, version.version, [call], _DESCRIPTION_SECONDS)
         reply = answer.replies[0]
         if reply.status.code != OK.code:
-            raise error_from_status(reply.status)
+            raise error_from_reply(reply.status, version.name)
         model = reply.get_model.model
         _check_name(model, version)
         return model

@@ -7,10 +7,10 @@ from google.protobuf.message import DecodeError
 
 from pathlens.errors import InternalError
 from pathlens.gateway.predictions import PREDICTIONS, channel_options, predictions_request, worker_response
-from pathlens.gateway.upstream_errors import error_from_upstream
+from pathlens.gateway.upstream_errors import error_from_reply, error_from_upstream
 from pathlens.model_version import ModelVersion
 from pathlens.wire.internal.v1 import torchserve_pb2, worker_pb2
-from pathlens.wire.status import OK, error_from_status
+from pathlens.wire.status import OK
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -71,7 +71,7 @@ def check_prediction(version: ModelVersion, reply: worker_pb2.WorkerReply) -> No
         PathlensError: The handler refused, or a probability is not finite.
     """
     if reply.status.code != OK.code:
-        raise error_from_status(reply.status)
+        raise error_from_reply(reply.status, version.name)
     probabilities = [one.probability for one in reply.predict.predictions]
     if not probabilities or not all(map(math.isfinite, probabilities)):
         raise InternalError(
@@ -101,7 +101,7 @@ def _ask(
         raise _foreign(version.name)
     reply = response.replies[0]
     if reply.status.code != OK.code:
-        raise error_from_status(reply.status)
+        raise error_from_reply(reply.status, version.name)
     return reply
 
 

@@ -13,13 +13,13 @@ from pathlens.gateway.metrics import SERVICE
 from pathlens.gateway.security import Security
 from pathlens.gateway.servicer import ExplanationServicer
 from pathlens.gateway.settings import GatewaySettings
-from pathlens.gateway.well_formed import MAX_OPEN_STREAMS, WellFormedInterceptor
+from pathlens.gateway.well_formed import MAX_OPEN_STREAMS, MAX_UNREAD_ANSWERS, WellFormedInterceptor
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
 # gRPC refuses a message without details; so it lets a little more through, which we then refuse with them.
 _SPARE_MESSAGE_BYTES = 1024 * 1024
 # gRPC refuses calls without saying when to try again; so it lets more through, which we then refuse with that. Streams
-# of health and reflection, which are open to everyone, have room of their own.
+# and unread answers of health and reflection, which are open to everyone, have room of their own.
 _SPARE_CALLS = 2
 _OTHER_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 # Of a call of these services, whoever makes it from wherever.
@@ -57,7 +57,7 @@ class ServerFactory:
         server = grpc.aio.server(
             interceptors=self._interceptors,
             options=self._options(),
-            maximum_concurrent_rpcs=_SPARE_CALLS * self._settings.max_calls + MAX_OPEN_STREAMS,
+            maximum_concurrent_rpcs=_SPARE_CALLS * self._settings.max_calls + MAX_OPEN_STREAMS + MAX_UNREAD_ANSWERS,
         )
         find_methods_by_name(server)
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(self._servicer, server)

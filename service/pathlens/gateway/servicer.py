@@ -21,6 +21,7 @@ from pathlens.gateway.quoting import shortened
 from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.stream import answered
 from pathlens.gateway.upstream import Upstream
+from pathlens.gateway.upstream_errors import response_malformed
 from pathlens.model_version import ModelVersion
 from pathlens.wire.internal.v1 import worker_pb2
 from pathlens.wire.status import OK, error_from_status, response_too_large, status_from_error
@@ -264,12 +265,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
                     error_from_status(reply.status)
             self._metrics.answer_received(ModelVersion(name, version), answer)
         except (ValueError, DecodeError) as error:
-            raise InternalError(
-                f"The handler of model {name!r} answered what no handler of this version does: serve an archive made by"
-                " `pathlens pack`.",
-                reason="RESPONSE_MALFORMED",
-                metadata={"model": name},
-            ) from error
+            raise response_malformed(name) from error
         return answer.replies
 
 

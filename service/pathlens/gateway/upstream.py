@@ -9,23 +9,22 @@ from functools import partial
 from google.rpc import code_pb2
 from prometheus_client import Gauge
 
-from pathlens.errors import PathlensError, UnavailableError
+from pathlens.errors import UnavailableError
 from pathlens.gateway.admission import Admission, Place
 from pathlens.gateway.answer import Answer
 from pathlens.gateway.call import admission_span, current_call, current_item
 from pathlens.gateway.call_kind import CallKind
-from pathlens.gateway.company import Company
 from pathlens.gateway.costs import Costs, Work
 from pathlens.gateway.dispatch import Dispatch, request_of, upstream_spans, work_of
 from pathlens.gateway.errand import Errand
+from pathlens.gateway.errand_queue import ErrandQueue
 from pathlens.gateway.metrics import Metrics
 from pathlens.gateway.settings import GatewaySettings
 from pathlens.gateway.torchserve_channel import TorchServeChannel
 from pathlens.gateway.traffic import Traffic
 from pathlens.gateway.upstream_errors import (
     RESTART_SECONDS,
-    deadline_too_short,
-    message_too_large,
+    request_too_large,
     time_is_up,
     torchserve_restarting,
     upstream_timeout,
@@ -69,7 +68,7 @@ class Upstream:
         self._closed = False
         self._admission = Admission(settings)
         self._costs = Costs()
-        self._waiting: dict[Place, Errand] = {}
+        self._queue = ErrandQueue(self._admission, self._costs, settings, metrics)
         self._retry_after: float | None = None
         self._channel = TorchServeChannel(address, settings.max_message_bytes)
 
@@ -88,9 +87,12 @@ class Upstream:
             address: host:port of its gRPC inference endpoint.
         """
         old, self._channel = self._channel, TorchServeChannel(address, self._settings.max_message_bytes)
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=_FAREWELL_SECONDS)
-        await old.close()
+        try:
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=_FAREWELL_SECONDS)
+        finally:
+            # Also when this is broken off: nobody else knows the channel, and its calls would go on for minutes.
+            await old.close()
         self._retry_after = None
 
     @property
@@ -174,7 +176,7 @@ class Upstream:
         model_name = errand.place.model
         try:
             with admission_span():
-                await self._wait_for_room(errand, remaining)
+                await self._queue.wait(errand, remaining)
             dispatch = errand.dispatch or self._send_together(errand)
         except BaseException:
             if errand.dispatch is None:
@@ -256,7 +258,7 @@ class Upstream:
         # Sized without building it: a request that waits, or is refused, needs no second copy of its images.
         size = _ENVELOPE_BYTES + sum(call.ByteSize() for call in calls)
         if size > self._settings.max_message_bytes:
-            raise message_too_large("the gateway's max_message_bytes", {"model": model_name})
+            raise request_too_large(model_name, size, self._settings.max_message_bytes)
         work = Work.of(model_name, calls)
         place = Place(model_name, kind, size, self._costs.expected(work) or 0.0)
         model_version = ModelVersion(model_name, version)
@@ -277,60 +279,9 @@ class Upstream:
             current_item(),
         )
 
-    async def _wait_for_room(self, errand: Errand, remaining: float | None) -> None:
-        """Return when the questions have a place or were sent with others; they have no place after an error."""
-        place = errand.place
-        kind = place.kind.value
-        own_limit = math.inf if place.kind is CallKind.BULK else self._settings.upstream_timeout_seconds
-        patience = min(math.inf if remaining is None else remaining, own_limit)
-        probes = False
-        try:
-            probes = self._probes(errand, remaining)
-            # Mostly: what waiting takes of the processor is spared.
-            if self._admission.enters(place):
-                return
-            with self._metrics.queued.labels(kind).track_inprogress():
-                self._waiting[place] = errand
-                async with asyncio.timeout(None if patience == math.inf else patience):
-                    has_place = await self._admission.turn(place)
-            if not has_place:
-                return
-            if remaining is not None and time.monotonic() - errand.began >= remaining:
-                # The time was up between the moment in which the room became free and this one.
-                self._admission.leave(place)
-                raise TimeoutError
-        except BaseException as error:
-            if errand.dispatch is not None:
-                # Sent with others at the moment in which it was given up.
-                self._metrics.upstream_abandoned.inc()
-            elif probes:
-                self._costs.withdraw_probe(errand.work)
-            if isinstance(error, PathlensError):
-                self._metrics.refused.labels(kind, error.reason).inc()
-                raise
-            if errand.dispatch is None:
-                self._metrics.queue_abandoned.labels(kind).inc()
-            if isinstance(error, TimeoutError):
-                raise (time_is_up if patience == remaining else upstream_timeout)(place.model) from error
-            raise
-        finally:
-            self._waiting.pop(place, None)
-
     def _check_torchserve(self, model_name: str) -> None:
         if self._retry_after is not None:
             raise torchserve_restarting(model_name, self._retry_after)
-
-    def _probes(self, errand: Errand, remaining: float | None) -> bool:
-        """Refuse what will not be answered in time, and tell whether it is tried against all expectation."""
-        cost = self._costs.expected(errand.work)
-        if remaining is None or cost is None:
-            return False
-        wait = self._costs.wait(errand.place.model, errand.ahead)
-        if remaining >= wait + cost:
-            return False
-        if not self._costs.may_probe(errand.work):
-            raise deadline_too_short(errand.place.model, remaining, wait, cost)
-        return True
 
     def _send_together(self, errand: Errand) -> Dispatch:
         """Send questions that have their place, and those that wait for the same."""
@@ -338,10 +289,7 @@ class Upstream:
             # They would never be answered, but keep their place. Who waits for the same learns it when it gets there.
             self._admission.leave(errand.place)
             raise upstream_timeout(errand.place.model)
-        company = Company(errand, self._costs, self._settings)
-        if company.is_open:
-            self._admission.take_along(errand.place, lambda place: company.joins(self._waiting[place]))
-        return self._send(company.errands)
+        return self._send(self._queue.company_of(errand))
 
     def _send(self, errands: Sequence[Errand]) -> Dispatch:
         first = errands[0]

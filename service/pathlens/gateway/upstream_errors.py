@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
 
 from pathlens.errors import (
     DeadlineExceededError,
@@ -14,6 +16,7 @@ from pathlens.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from pathlens.wire.status import error_from_status
 
 FULL_RETRY_SECONDS = 1.0
 """After which time a full queue may have room again."""
@@ -80,6 +83,39 @@ def error_from_upstream(code: grpc.StatusCode, details: str, model_name: str) ->
     return InternalError("The model server failed; the gateway's log has the details.", metadata=metadata)
 
 
+def error_from_reply(status: status_pb2.Status, model_name: str) -> PathlensError:
+    """Read the error that a handler has answered.
+
+    Args:
+        status: Its answer, which is not OK.
+        model_name: The model that was asked.
+
+    Returns:
+        The error for the caller. What cannot be read is an `InternalError`: our handlers send no such status.
+    """
+    try:
+        return error_from_status(status)
+    except (ValueError, DecodeError):
+        return response_malformed(model_name)
+
+
+def response_malformed(model_name: str) -> InternalError:
+    """Tell that a handler's answer cannot be read.
+
+    Args:
+        model_name: The model that was asked.
+
+    Returns:
+        The error for the caller.
+    """
+    return InternalError(
+        f"The handler of model {model_name!r} answered what no handler of this version does: serve an archive made by"
+        " `pathlens pack`.",
+        reason="RESPONSE_MALFORMED",
+        metadata={"model": model_name},
+    )
+
+
 def torchserve_restarting(model_name: str, retry_after: float) -> UnavailableError:
     """Tell that there is no TorchServe at the moment.
 
@@ -99,7 +135,7 @@ def torchserve_restarting(model_name: str, retry_after: float) -> UnavailableErr
 
 
 def message_too_large(limit: str, metadata: dict[str, str]) -> InvalidRequestError:
-    """Refuse a request that does not fit into one message to TorchServe.
+    """Tell that a request did not fit into one message to TorchServe, as gRPC has found.
 
     Args:
         limit: The name of the limit.
@@ -112,6 +148,25 @@ def message_too_large(limit: str, metadata: dict[str, str]) -> InvalidRequestErr
         f"The request is larger than {limit} allows: send a smaller image.",
         reason="MESSAGE_TOO_LARGE",
         metadata={**metadata, "limit": limit},
+    )
+
+
+def request_too_large(model_name: str, size: int, limit: int) -> InvalidRequestError:
+    """Refuse a request that does not fit into one message to TorchServe, before it is sent.
+
+    Args:
+        model_name: The model that was asked.
+        size: Bytes of the request.
+        limit: The gateway's `max_message_bytes`.
+
+    Returns:
+        The error for the caller.
+    """
+    return InvalidRequestError(
+        f"The request to model {model_name!r} takes {size} bytes, and the gateway's max_message_bytes is {limit}: send"
+        " a smaller image.",
+        reason="MESSAGE_TOO_LARGE",
+        metadata={"model": model_name, "bytes": size, "limit": limit},
     )
 
 

@@ -1,4 +1,4 @@
-"""Guards the services that we did not write, and that may be open to everyone."""
+"""Guards the services whose protos are not ours, and that may be open to everyone: health and reflection."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,12 +22,15 @@ Call = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 MAX_OPEN_STREAMS = 100
 """Most streams of these services at one time: they never end by themselves."""
 
+MAX_UNREAD_ANSWERS = 100
+"""Most answers to other calls of these services that their callers have not read: gRPC lets nobody take them back."""
+
 
 class WellFormedInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the calls of the services that we did not write: health and reflection.
+    """Wraps the calls of health and reflection.
 
     What is no message of a call is refused, where grpc would show the caller its exception; so is one stream too many,
-    and a call whose message does not come.
+    one call too many while others leave their answers unread, and a call whose message does not come.
 
     Args:
         services: Full names of these services.
@@ -38,6 +41,7 @@ class WellFormedInterceptor(grpc.aio.ServerInterceptor):
         self._services = services
         self._message_seconds = message_seconds
         self._open_streams = 0
+        self._unread_answers = 0
 
     async def intercept_service(
         self,
@@ -69,7 +73,15 @@ class WellFormedInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, handler: Any) -> Call:
         async def call(contents: AsyncIterator[bytes], context: Context) -> None:
-            await context.write(await handler.unary_unary(await self._first(handler, contents, context), context))
+            request = await self._first(handler, contents, context)
+            if self._unread_answers >= MAX_UNREAD_ANSWERS:
+                await _abort(_too_many_answers(), context)
+            self._unread_answers += 1
+            try:
+                # Who gives the answer no room holds one of gRPC's places for as long as the connection lasts.
+                await context.write(await handler.unary_unary(request, context))
+            finally:
+                self._unread_answers -= 1
 
         return call
 
@@ -116,6 +128,16 @@ async def _abort(error: PathlensError, context: Context) -> NoReturn:
 def _malformed() -> PathlensError:
     return InvalidRequestError(
         "The request is not a message of this call: use stubs made from its protos.", reason="REQUEST_MALFORMED"
+    )
+
+
+def _too_many_answers() -> PathlensError:
+    return ResourceExhaustedError(
+        f"The gateway has {MAX_UNREAD_ANSWERS} answers of health that nobody reads, as many as it may: repeat the"
+        f" request in {FULL_RETRY_SECONDS} s.",
+        reason="TOO_MANY_CALLS",
+        metadata={"limit": MAX_UNREAD_ANSWERS},
+        retry_after=FULL_RETRY_SECONDS,
     )
 
 

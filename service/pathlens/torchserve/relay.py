@@ -92,6 +92,7 @@ class LogRelay:
             return False
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
             self._file.seek(0)
+            self._rest = b""
         read = False
         while chunk := self._file.read(_CHUNK_BYTES):
             read = True

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import os
 import shutil
 import stat
@@ -17,6 +18,10 @@ from pathlens.torchserve.family import Guard
 from pathlens.torchserve.served_models import check_pins
 
 _CHUNK_BYTES = 1024 * 1024
+# After so many a folder stays for another reason, such as a file that another machine has open on a network volume.
+_REMOVALS = 10
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,12 @@ class ArchiveStore:
     def remove(self) -> None:
         """Remove the folder with all copies. May be called while another thread takes an archive, which then fails."""
         # Later copies find no folder; one that begins at this very moment may keep the folder once, not twice.
-        while self.folder.exists():
+        for _ in range(_REMOVALS):
             shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                break
+        else:
+            _logger.warning("%s cannot be removed: remove it by hand, with the copies of archives in it", self.folder)
         self._guard.dismiss()
 
 

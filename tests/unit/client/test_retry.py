@@ -164,20 +164,22 @@ def test_every_attempt_is_sent_with_the_time_that_is_left(kind: Kind) -> None:
     later = UnavailableError("Restarting.", retry_after=0.5)
     with serving(ScriptedService(later, later)) as service:
         call(kind, service.address, "list_models", timeout=5, retries=QUICK)
-        started = service.seen[0].moment
+        first = service.seen[0]
+        assert first.time_remaining is not None
         for seen in service.seen:
             assert seen.time_remaining is not None
-            assert seen.time_remaining + (seen.moment - started) == pytest.approx(5, abs=0.4)
+            left = first.time_remaining - (seen.moment - first.moment)
+            assert seen.time_remaining == pytest.approx(left, abs=0.4)
 
 
 @both_clients
 def test_all_attempts_together_stay_within_the_timeout(kind: Kind) -> None:
-    later = UnavailableError("Restarting.", retry_after=0.15)
+    later = UnavailableError("Restarting.", retry_after=0.5)
     with serving(ScriptedService(*[later] * 100)) as service:
         started = time.monotonic()
         with pytest.raises(UnavailableError):
-            call(kind, service.address, "list_models", timeout=0.7, retries=RetryPolicy(100, 0.01, 0.01))
-        assert time.monotonic() - started < 5
+            call(kind, service.address, "list_models", timeout=2, retries=RetryPolicy(100, 0.01, 0.01))
+        assert time.monotonic() - started < 6
         assert 2 <= len(service.seen) <= 5
 
 
@@ -197,8 +199,8 @@ def test_an_attempt_that_hangs_ends_with_the_timeout_of_the_call(kind: Kind) -> 
     with serving(ScriptedService(UnavailableError("Restarting.", retry_after=0.3), hanging)) as service:
         started = time.monotonic()
         with pytest.raises(DeadlineExceededError):
-            call(kind, service.address, "list_models", timeout=0.8, retries=QUICK)
-        assert 0.7 < time.monotonic() - started < 3
+            call(kind, service.address, "list_models", timeout=2, retries=QUICK)
+        assert 1.9 < time.monotonic() - started < 5
         assert len(service.seen) == 2
 
 
@@ -206,7 +208,11 @@ def test_a_task_that_is_cancelled_between_two_attempts_ends_at_once() -> None:
     async def scenario(address: str) -> float:
         async with AsyncClient(address) as client:
             task = asyncio.create_task(client.list_models())
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(5):
+                while not service.seen:
+                    await asyncio.sleep(0.01)
+            # For the answer to come.
+            await asyncio.sleep(0.1)
             started = time.monotonic()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

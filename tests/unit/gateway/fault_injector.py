@@ -5,7 +5,7 @@ answers of any size, and each of its error texts. The gateway against the real T
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -250,6 +250,27 @@ async def running_upstream(injector: FaultInjector, **limits: Any) -> AsyncItera
         injector.describing.set()
         await upstream.drain(5.0)
         await upstream.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def until_queued(upstream: Upstream, kind: str, count: int) -> None:
+    """Wait until so many calls of a kind wait for room."""
+    registry = upstream._metrics.registry
+    await until(lambda: registry.get_sample_value("pathlens_queued", {"kind": kind}) == count)
+
+
+async def begun_stop(gateway: Gateway, seconds: float) -> asyncio.Task[None]:
+    """Begin to stop a gateway, and return when it refuses calls."""
+    interceptor = gateway._running.interceptor
+    stopping = asyncio.create_task(gateway.stop(seconds))
+    await until(lambda: interceptor._refusing)
+    return stopping
 
 
 def description(name: str = "digits", version: str = "1.0") -> messages.Model:

@@ -97,6 +97,25 @@ def test_a_probe_that_cost_more_is_an_observation_like_others() -> None:
     assert costs.expected(WORK) == pytest.approx(1.2)
 
 
+def test_a_probe_that_went_with_others_costs_no_more_than_all_of_them() -> None:
+    costs = Costs(Clock())
+    costs.learn(WORK, 60.0)
+    assert costs.may_probe(WORK)
+    costs.learn(replace(WORK, items=4), 0.5)
+    assert costs.expected(WORK) == 0.5
+    assert costs.together(WORK, 1) == 0.5
+    # It is an observation of four, and of one only for the probe.
+    costs.learn(replace(WORK, items=4), 0.1)
+    assert costs.expected(WORK) == 0.5
+
+
+def test_others_tell_nothing_of_one_alone_without_a_probe() -> None:
+    costs = Costs(Clock())
+    costs.learn(WORK, 60.0)
+    costs.learn(replace(WORK, items=4), 0.5)
+    assert costs.expected(WORK) == 60.0
+
+
 def test_work_ahead_counts_nothing_until_some_was_waited_for() -> None:
     costs = Costs()
     costs.learn_wait("digits", 0.0, 5.0)

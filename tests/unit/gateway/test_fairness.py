@@ -5,11 +5,10 @@ from typing import Any
 
 import grpc.aio
 
-from pathlens.gateway.server import Gateway
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
-from .fault_injector import FaultInjector, running_gateway
+from .fault_injector import FaultInjector, running_gateway, until_queued
 
 FLOOD = b"flood"
 PREDICT = messages.PredictRequest(image=messages.Image(encoded=b"seven"))
@@ -23,14 +22,6 @@ def explain(content: bytes = FLOOD) -> messages.ExplainRequest:
     return messages.ExplainRequest(image=messages.Image(encoded=content))
 
 
-async def until_queued(gateway: Gateway, kind: str, count: int) -> None:
-    assert gateway._state is not None
-    registry = gateway._state.backend.upstream._metrics.registry
-    async with asyncio.timeout(5):
-        while registry.get_sample_value("pathlens_queued", {"kind": kind}) != count:
-            await asyncio.sleep(0.005)
-
-
 def kinds(injector: FaultInjector) -> list[str | None]:
     return [request.calls[0].WhichOneof("call") for _, _, request in injector.requests]
 
@@ -40,7 +31,7 @@ def test_a_flood_of_explanations_leaves_predictions_answered() -> None:
         async with FaultInjector() as injector, running_gateway(injector, max_in_flight=8) as (gateway, channel):
             injector.held[FLOOD] = asyncio.Event()
             flood = [asyncio.ensure_future(service(channel).Explain(explain())) for _ in range(20)]
-            await until_queued(gateway, "explanation", 14)
+            await until_queued(gateway.backend.upstream, "explanation", 14)
             for _ in range(10):
                 await service(channel).Predict(PREDICT, timeout=5.0)
             assert kinds(injector).count("predict") == 10
@@ -57,9 +48,9 @@ def test_predictions_that_wait_are_sent_before_explanations_that_wait() -> None:
         async with FaultInjector() as injector, running_gateway(injector, max_in_flight=4) as (gateway, channel):
             injector.open.clear()
             calls = [asyncio.ensure_future(service(channel).Explain(explain())) for _ in range(7)]
-            await until_queued(gateway, "explanation", 4)
+            await until_queued(gateway.backend.upstream, "explanation", 4)
             calls += [asyncio.ensure_future(service(channel).Predict(PREDICT)) for _ in range(4)]
-            await until_queued(gateway, "prediction", 3)
+            await until_queued(gateway.backend.upstream, "prediction", 3)
             injector.open.set()
             await asyncio.gather(*calls)
             assert sorted(kinds(injector)[:4], key=str) == ["explain"] * 3 + ["predict"]
@@ -76,7 +67,7 @@ def test_a_flood_of_streams_leaves_lone_explanations_answered() -> None:
             streams = [service(channel).StreamExplain(iter(items)) for _ in range(2)]
             batch = messages.BatchExplainRequest(items=[messages.BatchExplainItem(image=explain().image)] * 8)
             batches = asyncio.ensure_future(service(channel).BatchExplain(batch))
-            await until_queued(gateway, "bulk", 13)
+            await until_queued(gateway.backend.upstream, "bulk", 13)
             for _ in range(10):
                 await service(channel).Explain(explain(b"lone"), timeout=5.0)
             assert len(injector.requests) == 4 + 10
@@ -94,9 +85,9 @@ def test_an_explanation_whose_caller_hung_up_in_the_queue_is_never_sent() -> Non
             first = asyncio.ensure_future(service(channel).Explain(explain()))
             await injector.until(in_progress=1)
             left = service(channel).Explain(explain(b"left"))
-            await until_queued(gateway, "explanation", 1)
+            await until_queued(gateway.backend.upstream, "explanation", 1)
             left.cancel()
-            await until_queued(gateway, "explanation", 0)
+            await until_queued(gateway.backend.upstream, "explanation", 0)
             injector.held[FLOOD].set()
             await first
             await service(channel).Explain(explain(b"next"))
@@ -116,7 +107,7 @@ def test_calls_that_are_computed_together_count_each_stage_once() -> None:
             await service(channel).Predict(small)
             injector.open.clear()
             calls = [asyncio.ensure_future(service(channel).Predict(small)) for _ in range(4)]
-            await until_queued(gateway, "prediction", 3)
+            await until_queued(gateway.backend.upstream, "prediction", 3)
             injector.open.set()
             await asyncio.gather(*calls)
             assert [len(request.calls) for _, _, request in injector.requests] == [1, 1, 3]

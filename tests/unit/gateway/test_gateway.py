@@ -26,7 +26,7 @@ from pathlens.wire.status import OK, error_from_status
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
-from .fault_injector import LABELS, SETTINGS, UNDECODABLE, FaultInjector, running_gateway
+from .fault_injector import LABELS, SETTINGS, UNDECODABLE, FaultInjector, begun_stop, running_gateway
 
 UNKNOWN: Any = 99
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -75,6 +75,12 @@ async def scraped(gateway: Gateway) -> str:
             return str(response.read().decode())
 
     return await asyncio.to_thread(scrape)
+
+
+async def until_counted(gateway: Gateway, code: str, method: str) -> None:
+    async with asyncio.timeout(5):
+        while counted(code, method) not in await scraped(gateway):
+            await asyncio.sleep(0.01)
 
 
 def counted(code: str, method: str) -> str:
@@ -372,8 +378,7 @@ def test_a_cancelled_call_is_counted_and_not_cancelled_upstream() -> None:
             call = service(channel).Predict(messages.PredictRequest(image=image()))
             await injector.until(in_progress=1)
             call.cancel()
-            await asyncio.sleep(0.1)
-            assert counted("CANCELLED", "Predict") in await scraped(gateway)
+            await until_counted(gateway, "CANCELLED", "Predict")
             assert "pathlens_upstream_abandoned_total 1.0" in await scraped(gateway)
             injector.open.set()
             await injector.until(in_progress=0)
@@ -602,10 +607,9 @@ def test_a_cancelled_stream_leaves_no_task_and_cancels_nothing_upstream() -> Non
             call = service(channel).StreamExplain(stream_item(b"image") for _ in range(10))
             await injector.until(in_progress=3)
             call.cancel()
-            await asyncio.sleep(0.2)
+            await until_counted(gateway, "CANCELLED", "StreamExplain")
             names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
             assert not {"_run", "_next"} & names
-            assert counted("CANCELLED", "StreamExplain") in await scraped(gateway)
             injector.open.set()
             await injector.until(in_progress=0)
             assert (injector.cancelled, injector.finished) == (0, 3)
@@ -701,8 +705,8 @@ def test_stopping_lets_an_accepted_call_finish() -> None:
             injector.open.clear()
             call = asyncio.ensure_future(service(channel).Predict(messages.PredictRequest(image=image(b"kept"))))
             await injector.until(in_progress=1)
-            stopping = asyncio.create_task(gateway.stop(10.0))
-            await asyncio.sleep(1.0)
+            stopping = await begun_stop(gateway, 10.0)
+            await asyncio.sleep(0.5)
             assert not stopping.done()
             injector.open.set()
             assert (await call).predictions[0].label == "kept"
@@ -717,8 +721,7 @@ def test_a_new_call_is_refused_while_accepted_ones_finish() -> None:
             injector.open.clear()
             call = asyncio.ensure_future(service(channel).Predict(messages.PredictRequest(image=image(b"kept"))))
             await injector.until(in_progress=1)
-            stopping = asyncio.create_task(gateway.stop(10.0))
-            await asyncio.sleep(0.2)
+            stopping = await begun_stop(gateway, 10.0)
             error = await refusal(service(channel).ListModels(messages.ListModelsRequest()))
             assert (error.code, error.reason) == ("UNAVAILABLE", "STOPPING")
             assert error.retry_after is not None
@@ -882,12 +885,12 @@ def test_items_wait_for_room_where_a_single_call_may_not() -> None:
 
 def test_a_cancelled_stream_leaves_no_item_that_waits() -> None:
     async def scenario() -> None:
-        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=1) as (_, channel):
+        async with FaultInjector() as injector, running_gateway(injector, max_in_flight=1) as (gateway, channel):
             injector.open.clear()
             call = service(channel).StreamExplain(stream_item(f"image {i}".encode()) for i in range(10))
             await injector.until(in_progress=1)
             call.cancel()
-            await asyncio.sleep(0.2)
+            await until_counted(gateway, "CANCELLED", "StreamExplain")
             injector.open.set()
             await injector.until(in_progress=0)
             await service(channel).Predict(messages.PredictRequest(image=image()))
@@ -1133,8 +1136,7 @@ def test_an_interrupted_stop_still_closes_everything() -> None:
             call = asyncio.ensure_future(service(channel).Predict(messages.PredictRequest(image=image())))
             await injector.until(in_progress=1)
             port = int(gateway.address.rpartition(":")[2])
-            stopping = asyncio.create_task(gateway.stop(20.0))
-            await asyncio.sleep(0.1)
+            stopping = await begun_stop(gateway, 20.0)
             stopping.cancel()
             async with asyncio.timeout(5):
                 await asyncio.gather(stopping, call, return_exceptions=True)

@@ -125,7 +125,7 @@ def test_readiness_and_the_room_at_torchserve_are_exposed() -> None:
 
 
 def test_the_series_of_a_retired_version_go_when_they_have_been_scraped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathlens.gateway.backend._LAST_SCRAPES_SECONDS", 0.3)
+    monkeypatch.setattr("pathlens.gateway.backend._LAST_SCRAPES_SECONDS", 1.5)
 
     async def scenario() -> None:
         async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
@@ -145,7 +145,7 @@ def test_the_series_of_a_retired_version_go_when_they_have_been_scraped(monkeypa
 
 
 def test_a_version_that_was_back_for_a_while_has_the_same_time_for_its_series(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathlens.gateway.backend._LAST_SCRAPES_SECONDS", 0.8)
+    monkeypatch.setattr("pathlens.gateway.backend._LAST_SCRAPES_SECONDS", 1.5)
 
     async def scenario() -> None:
         async with FaultInjector() as injector, running_gateway(injector) as (gateway, channel):
@@ -153,12 +153,12 @@ def test_a_version_that_was_back_for_a_while_has_the_same_time_for_its_series(mo
             backend, newer = gateway.backend, ModelVersion("digits", "2.0")
             await backend.admit(description(version="2.0"), newer)
             await backend.drop(newer)
-            await asyncio.sleep(0.4)
+            first_end = backend._forgetting[newer]
             await backend.admit(description(version="2.0"), newer)
             await stub.Predict(messages.PredictRequest(image=IMAGE))
             await backend.drop(newer)
-            # The time of the first end is over, that of the second one is not.
-            await asyncio.sleep(0.6)
+            assert first_end.cancelled()
+            assert backend._forgetting[newer].when() > first_end.when()
             assert ("OK", "Predict", "digits", "2.0") in await counts(gateway, "pathlens_requests_total")
             async with asyncio.timeout(5):
                 while await counts(gateway, "pathlens_requests_total"):

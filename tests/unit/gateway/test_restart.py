@@ -18,7 +18,7 @@ from pathlens.wire.status import error_from_status
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
-from .fault_injector import FaultInjector, running_gateway
+from .fault_injector import FaultInjector, begun_stop, running_gateway, until_queued
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -86,7 +86,7 @@ def test_a_call_that_waits_for_room_when_torchserve_goes_away_is_not_sent() -> N
             before = asyncio.ensure_future(predict(channel))
             await injector.until(in_progress=1)
             waiting = asyncio.ensure_future(refusal(channel))
-            await asyncio.sleep(0.2)
+            await until_queued(gateway.backend.upstream, "prediction", 1)
             await gateway.backend.suspend(7.0)
             injector.open.set()
             assert (await waiting).reason == "TORCHSERVE_RESTARTING"
@@ -156,8 +156,7 @@ def test_a_draining_gateway_is_alive_and_not_ready() -> None:
             injector.open.clear()
             call = asyncio.ensure_future(predict(channel))
             await injector.until(in_progress=1)
-            stopping = asyncio.create_task(gateway.stop(10.0))
-            await asyncio.sleep(0.1)
+            stopping = await begun_stop(gateway, 10.0)
             assert {await status(channel, name) for name in READINESS} == {NOT_SERVING}
             assert await status(channel, "liveness") == SERVING
             injector.open.set()

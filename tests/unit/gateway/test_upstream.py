@@ -21,7 +21,7 @@ from pathlens.model_version import ModelVersion
 from pathlens.wire.internal.v1 import worker_pb2
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 
-from .fault_injector import UNDECODABLE, FaultInjector, predict_call, running_upstream
+from .fault_injector import UNDECODABLE, FaultInjector, predict_call, running_upstream, until_queued
 
 
 def ask(upstream: Upstream, remaining: float | None = None, encoded: bytes = b"image") -> Coroutine[None, None, Answer]:
@@ -207,6 +207,8 @@ def test_a_question_over_the_message_limit_is_not_sent() -> None:
             with pytest.raises(InvalidRequestError) as caught:
                 await ask(upstream, encoded=bytes(1000))
             assert caught.value.reason == "MESSAGE_TOO_LARGE"
+            assert int(caught.value.metadata["bytes"]) > int(caught.value.metadata["limit"]) == 1000
+            assert all(caught.value.metadata[value] in caught.value.message for value in ("bytes", "limit"))
             assert injector.requests == []
 
     asyncio.run(scenario())
@@ -302,7 +304,7 @@ def test_a_question_whose_caller_left_the_queue_is_never_sent() -> None:
             first = asyncio.create_task(ask(upstream))
             await injector.until(in_progress=1)
             second = asyncio.create_task(ask(upstream))
-            await asyncio.sleep(0.05)
+            await until_queued(upstream, "prediction", 1)
             second.cancel()
             injector.open.set()
             await asyncio.wait({first, second})
@@ -432,6 +434,25 @@ def test_a_call_that_ends_with_its_torchserve_is_told_of_the_restart(monkeypatch
     asyncio.run(scenario())
 
 
+def test_a_change_of_torchserve_that_is_broken_off_leaves_no_call_behind() -> None:
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_upstream(injector) as (upstream, _):
+            injector.open.clear()
+            asking = asyncio.create_task(ask(upstream))
+            await injector.until(in_progress=1)
+            upstream.suspend(7.0)
+            changing = asyncio.create_task(upstream.connect(injector.address))
+            await asyncio.sleep(0)
+            changing.cancel()
+            await asyncio.wait({changing})
+            async with asyncio.timeout(5):
+                await upstream.close()
+                with pytest.raises(UnavailableError):
+                    await asking
+
+    asyncio.run(scenario())
+
+
 def test_a_call_that_ends_with_the_gateway_is_told_of_the_stop() -> None:
     async def scenario() -> None:
         async with FaultInjector() as injector, running_upstream(injector) as (upstream, _):
@@ -477,7 +498,7 @@ def test_calls_of_a_forgotten_version_give_their_room_to_others_and_none_is_sent
             await injector.until(in_progress=1)
             waiting = asyncio.create_task(ask(upstream))
             new = asyncio.create_task(upstream.ask("digits", "2.0", [predict_call()], None))
-            await asyncio.sleep(0.05)
+            await until_queued(upstream, "prediction", 2)
             upstream.forget(old)
             await injector.until(in_progress=2)
             with pytest.raises(UnavailableError):

@@ -15,7 +15,7 @@ from pathlens.model_version import ModelVersion
 from pathlens.wire.v1 import explanation_service_pb2 as messages
 from pathlens.wire.v1 import explanation_service_pb2_grpc
 
-from .fault_injector import FaultInjector, running_gateway
+from .fault_injector import FaultInjector, running_gateway, until, until_queued
 
 OLD, NEW = ModelVersion("digits", "1.0"), ModelVersion("digits", "2.0")
 DESCRIPTION = messages.Model(model=messages.ServedModel(name="digits", version="2.0"), input_shape=[1, 2, 2])
@@ -78,11 +78,10 @@ def test_calls_that_wait_for_room_are_waited_for() -> None:
     async def scenario() -> None:
         async with both_versions(max_in_flight=1) as (injector, gateway, stub):
             injector.open.clear()
-            calls = []
-            for version in ("2.0", "1.0"):
-                calls.append(asyncio.ensure_future(predict(stub, version)))
-                await asyncio.sleep(0.2)
-            assert injector.in_progress == 1
+            calls = [asyncio.ensure_future(predict(stub, "2.0"))]
+            await injector.until(in_progress=1)
+            calls.append(asyncio.ensure_future(predict(stub, "1.0")))
+            await until_queued(gateway.backend.upstream, "prediction", 1)
             retiring = asyncio.create_task(gateway.backend.retire(OLD))
             await asyncio.sleep(0.2)
             assert not retiring.done()
@@ -100,7 +99,7 @@ def test_an_abandoned_call_is_waited_for() -> None:
             call = asyncio.ensure_future(predict(stub, "1.0"))
             await injector.until(in_progress=1)
             call.cancel()
-            await asyncio.sleep(0.2)
+            await until(lambda: not gateway.backend.directory.uses(OLD))
             retiring = asyncio.create_task(gateway.backend.retire(OLD))
             await asyncio.sleep(0.2)
             assert not retiring.done()
@@ -121,11 +120,12 @@ def test_a_batch_keeps_the_version_that_it_began_with() -> None:
             await injector.until(in_progress=1)
             other = messages.ExplainRequest(image=messages.Image(encoded=b"other"))
             lone = asyncio.ensure_future(stub.Explain(other, timeout=10))
-            await asyncio.sleep(0.2)
+            await until_queued(gateway.backend.upstream, "explanation", 1)
             # The lone call goes first: nothing of the batch is with TorchServe then.
             injector.held[b"first"].set()
             retiring = asyncio.create_task(gateway.backend.retire(OLD))
-            await asyncio.sleep(0.3)
+            await until(lambda: len(injector.requests) == 2)
+            await asyncio.sleep(0.2)
             assert [request[1] for request in injector.requests] == ["1.0", "2.0"]
             assert not retiring.done()
             injector.held[b"other"].set()

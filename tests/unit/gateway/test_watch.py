@@ -4,6 +4,8 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
+from google.rpc import status_pb2
 
 from pathlens.errors import DeadlineExceededError
 from pathlens.gateway.answer import Answer
@@ -287,6 +289,21 @@ def test_one_failure_is_no_report() -> None:
                 injector.describing.set()
                 await asyncio.sleep(PATIENCE)
             assert reports == []
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_that_cannot_be_read_is_reported_and_watching_goes_on() -> None:
+    unreadable = any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
+    reply = worker_pb2.WorkerReply(status=status_pb2.Status(code=13, details=[unreadable]))
+
+    async def scenario() -> None:
+        injector = FaultInjector()
+        async with watched(injector) as (_, reports):
+            injector.prediction = worker_pb2.WorkerResponse(replies=[reply]).SerializeToString()
+            await until_reported(reports, [False])
+            injector.prediction = None
+            await until_reported(reports, [False, True])
 
     asyncio.run(scenario())
 

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
@@ -16,6 +16,8 @@ from pathlens.gateway.metrics import SERVICE
 from pathlens.gateway.well_formed import MAX_OPEN_STREAMS
 from pathlens.wire.status import error_from_status
 from pathlens.wire.v1 import explanation_service_pb2 as messages
+from pathlens.wire.v1 import explanation_service_pb2_grpc
+from reliability.fuzz_frames import call_without_a_window
 
 from .fault_injector import FaultInjector, running_gateway
 
@@ -109,6 +111,49 @@ def test_streams_that_everyone_may_open_leave_room_to_calls(silent: bool, monkey
                 assert await hostile.unary_stream(HEALTH + "Watch")(b"", timeout=10).read()
                 for watch in watches:
                     watch.cancel()
+
+    asyncio.run(scenario())
+
+
+async def check(channel: grpc.aio.Channel) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    await stub.Check(health_pb2.HealthCheckRequest())
+
+
+async def is_checked(channel: grpc.aio.Channel) -> bool:
+    try:
+        await check(channel)
+    except grpc.aio.AioRpcError:
+        return False
+    return True
+
+
+def test_answers_that_nobody_reads_leave_room_to_calls() -> None:
+    unread = call_without_a_window(HEALTH + "Check", b"")
+
+    async def scenario() -> None:
+        async with FaultInjector() as injector, running_gateway(injector, max_calls=4) as (gateway, channel):
+            host, _, port = gateway.address.rpartition(":")
+            writers = []
+            for _ in range(2 * MAX_OPEN_STREAMS + 20):
+                _reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(unread)
+                writers.append(writer)
+            try:
+                stub: Any = explanation_service_pb2_grpc.ExplanationServiceStub(channel)
+                # All of them have come by the time at which these have.
+                for _ in range(20):
+                    await stub.Predict(messages.PredictRequest(image=messages.Image(encoded=b"seven")), timeout=10)
+                    await asyncio.sleep(0.02)
+                with pytest.raises(grpc.aio.AioRpcError, match="answers of health that nobody reads"):
+                    await check(channel)
+            finally:
+                for writer in writers:
+                    writer.close()
+            # Their places are free when they have gone.
+            async with asyncio.timeout(5):
+                while not await is_checked(channel):
+                    await asyncio.sleep(0.05)
 
     asyncio.run(scenario())
 

@@ -49,6 +49,15 @@ def relay(path: Path, log: CapturedLog, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
+def still(path: Path, log: CapturedLog) -> Iterator[LogRelay]:
+    """A relay without a thread, which looks at the file when it is told to."""
+    relay = LogRelay(path)
+    yield relay
+    relay._stopping.set()
+    relay._run()
+
+
+@pytest.fixture
 def append(path: Path) -> Write:
     def write(text: str) -> None:
         with path.open("a") as file:
@@ -101,13 +110,19 @@ def test_lines_without_a_head_belong_to_the_entry_before_them(relay: LogRelay, l
     assert "exception" not in following
 
 
-def test_a_line_is_relayed_once_it_is_whole(relay: LogRelay, log: CapturedLog, append: Write) -> None:
+def look(relay: LogRelay) -> None:
+    """Let a relay look at the file until it finds nothing new."""
+    relay._poll()
+    relay._poll()
+
+
+def test_a_line_is_relayed_once_it_is_whole(still: LogRelay, log: CapturedLog, append: Write) -> None:
     whole = entry("A whole line")
     append(whole[:40])
-    time.sleep(0.1)
+    look(still)
     assert events(log) == []
     append(whole[40:])
-    until(log, 1)
+    look(still)
     assert events(log) == ["A whole line"]
 
 
@@ -138,6 +153,17 @@ def test_an_emptied_file_is_read_from_its_beginning(
     assert events(log)[2:] == ["new"]
 
 
+def test_a_line_that_was_not_whole_when_the_file_was_emptied_is_part_of_no_other(
+    still: LogRelay, log: CapturedLog, append: Write, path: Path
+) -> None:
+    append(entry("whole") + entry("a line that is cut off")[:60])
+    look(still)
+    path.write_bytes(b"")
+    append(entry("new"))
+    look(still)
+    assert events(log) == ["whole", "new"]
+
+
 def test_a_stop_relays_what_was_written_before(relay: LogRelay, log: CapturedLog, append: Write) -> None:
     append("".join(entry(f"line {number}") for number in range(1000)))
     relay.stop()
@@ -149,15 +175,13 @@ def test_a_file_that_never_appears_is_no_error(relay: LogRelay, log: CapturedLog
     assert log.records("torchserve") == []
 
 
-def test_a_line_without_an_end_does_not_fill_the_memory(
-    relay: LogRelay, log: CapturedLog, append: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_without_an_end_does_not_fill_the_memory(still: LogRelay, log: CapturedLog, append: Write) -> None:
     for _ in range(4):
         append("x" * 200_000)
-        time.sleep(0.05)
-    assert len(relay._rest) <= 256 * 1024
+        look(still)
+        assert len(still._rest) <= 256 * 1024
     append("\n" + entry("after"))
-    until(log, 1)
+    look(still)
     assert events(log) == ["after"]
 
 

@@ -105,6 +105,17 @@ time.sleep(600)
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(20)
+def test_a_folder_that_cannot_be_removed_holds_up_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = ArchiveStore({})
+    monkeypatch.setattr("pathlens.torchserve.stored_archive.shutil.rmtree", lambda *_, **__: None)
+    store.remove()
+    assert str(store.folder) in caplog.text
+
+
 def test_copies_that_are_not_needed_go(store: ArchiveStore, tmp_path: Path) -> None:
     kept, gone = (store.take(archive(tmp_path / f"{name}.mar", name)) for name in ("kept", "gone"))
     store.keep([kept])
