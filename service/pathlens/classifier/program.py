@@ -6,6 +6,7 @@ stored program cannot call anything but tensor operators.
 """
 
 import json
+import keyword
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -31,6 +32,8 @@ _SCALAR_FUNCTIONS: dict[str, Callable[..., Any]] = {
         *(operator.gt, operator.ge),
     )
 }
+_OF_FILES = frozenset({"from_file", "save"})
+"""Operators that read or write files; tests look for others among all that PyTorch has."""
 _CONSTANTS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 
@@ -139,7 +142,7 @@ def build_graph(
         faster: What computes the same as operators of these names and is called in their place.
 
     Raises:
-        CaptureError: If the program is not one.
+        CaptureError: If the program is damaged, or calls anything but tensor operators.
     """
     root = torch.nn.Module()
     graph = fx.Graph()
@@ -173,7 +176,9 @@ def build_graph(
 
     try:
         for call in program.calls:
-            function = faster.get(call.function) or _resolve(call.function)
+            function = _resolve(call.function)
+            _check_keywords(call, function)
+            function = faster.get(call.function, function)
             keywords = {key: decode(value) for key, value in call.keywords.items()}
             node = graph.call_function(function, tuple(decode(item) for item in call.arguments), keywords)
             if call.name in taps:
@@ -182,9 +187,9 @@ def build_graph(
         graph.output(values[program.output])
         if not taps.keys() <= values.keys():
             raise ValueError(f"no calls for the taps {sorted(taps.keys() - values.keys())}")
-    except (KeyError, AttributeError, ValueError, TypeError) as error:
+        return fx.GraphModule(root, graph)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
         raise CaptureError(f"The stored program is damaged: {error!r}.") from error
-    return fx.GraphModule(root, graph)
 
 
 def edit_tap(edit: Callable[[int, Tensor], Tensor] | None, index: int, activation: Tensor) -> Tensor:
@@ -252,10 +257,22 @@ def _resolve(name: str) -> Callable[..., Any]:
         raise ValueError(f"{name!r} is not an ATen operator")
     packet, overload = rest.split(".")
     function = getattr(getattr(torch.ops.aten, packet), overload)
-    # from_file reads and writes files; an operator that changes its arguments would change the weights.
-    if not isinstance(function, torch._ops.OpOverload) or function._schema.is_mutable or packet == "from_file":
+    # An operator that changes its arguments would change the weights.
+    if not isinstance(function, torch._ops.OpOverload) or function._schema.is_mutable or packet in _OF_FILES:
         raise ValueError(f"{name!r} is not a function of tensors")
     return function
+
+
+def _check_keywords(call: Call, function: Callable[..., Any]) -> None:
+    """Check that a call names arguments of its operator alone.
+
+    PyTorch writes these names as they are into the source that it makes of a graph and runs: any other text could be
+    code.
+    """
+    schema = function._schema if isinstance(function, torch._ops.OpOverload) else None
+    names = {argument.name for argument in schema.arguments} if schema is not None else set()
+    if foreign := [name for name in call.keywords if name not in names or keyword.iskeyword(name)]:
+        raise ValueError(f"{call.function!r} has no arguments named {foreign}")
 
 
 def _single_output(node: fx.Node) -> str:

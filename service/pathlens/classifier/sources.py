@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 import zipfile
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ _ARCHIVE_ENTRY = re.compile(
     r"|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id))"
 )
 """What `torch.export.save` writes for a model of tensors: no compiled code and no pickled weights."""
-_EXPRESSION = re.compile(r"('[a-z]+\d+'|[A-Z]\w*|[a-z]+=(True|False)|\d+|[\s(),=+*/<>&|~-])*")
+# Possessive: text that is none would otherwise be tried in exponentially many ways.
+_EXPRESSION = re.compile(r"('[a-z]+\d+'|[A-Z]\w*+|[a-z]+=(True|False)|\d++|[\s(),=+*/<>&|~-])*+")
 """Sizes are expressions that torch hands to an evaluator; these can name nothing but the classes of sympy."""
+_NAME = re.compile(r"\w*")
+"""Names of values become part of the source that torch makes of a graph and runs."""
 
 
 def load_classifier(
@@ -45,7 +49,7 @@ def load_classifier(
             `weights_only=True`. None keeps what the factory set.
         example: For an ONNX file, which needs it: preprocessed images, float32 [B, C, H, W], on which it is compared
             with ONNX Runtime.
-        input_name: For an ONNX file: the input that takes the images; None for the only one.
+        input_name: For an ONNX file: the input of the images, the only one that the logits need; None for that one.
         output_name: For an ONNX file: the output that gives the logits; None for the only one.
 
     Raises:
@@ -124,7 +128,7 @@ def _load_onnx(path: Path, example: Tensor | None, input_name: str | None, outpu
 def _load_exported(path: Path) -> ExportedProgram:
     try:
         content = _without_code(path)
-    except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, AttributeError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise CaptureError(f"{path} is not a .pt2 archive: {error}.") from error
     try:
         with warnings.catch_warnings():
@@ -172,14 +176,19 @@ def _could_run_code(name: str, data: bytes) -> bool:
         except (pickle.UnpicklingError, RuntimeError):
             return True
     if name.endswith("/models/model.json"):
-        return not all(_EXPRESSION.fullmatch(expression) for expression in _expressions(json.loads(data)))
+        model = json.loads(data)
+        return not (
+            all(map(_EXPRESSION.fullmatch, _texts(model, {"expr_str"})))
+            and all(map(_NAME.fullmatch, _texts(model, {"name", "as_name", "forward_arg_names"})))
+        )
     return False
 
 
-def _expressions(value: Any) -> list[str]:
+def _texts(value: Any, keys: Set[str]) -> list[str]:
+    """Return what stands under some keys, one text or a list of them, anywhere in a JSON value."""
     if isinstance(value, list):
-        return [expression for item in value for expression in _expressions(item)]
+        return [text for item in value for text in _texts(item, keys)]
     if not isinstance(value, dict):
         return []
-    own = [str(content) for key, content in value.items() if key == "expr_str"]
-    return own + [expression for content in value.values() for expression in _expressions(content)]
+    own = [content if isinstance(content, list) else [content] for key, content in value.items() if key in keys]
+    return [str(text) for texts in own for text in texts] + _texts(list(value.values()), keys)

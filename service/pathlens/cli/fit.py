@@ -64,7 +64,7 @@ def _names(kind: type[Enum]) -> click.Choice[str]:
 @click.command("fit")
 @click.option("--classifier", "source", required=True, help="package.module:factory, a .pt2 archive, or an .onnx file.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Safetensors, or a state dict saved by torch.save.")
-@click.option("--input-name", help="Input of an ONNX file that takes the images. Default: the only one.")
+@click.option("--input-name", help="Input of an ONNX file that takes the images. Default: the one that logits need.")
 @click.option("--output-name", help="Output of an ONNX file that gives the logits. Default: the only one.")
 @click.option("--images", type=click.Path(path_type=Path), required=True, help="A folder, or an NPZ with 'images'.")
 @click.option(

@@ -53,6 +53,10 @@ class _Commands(click.Group):
             os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         try:
             command: click.Command = import_module(f"pathlens.cli.{cmd_name}").command
+        except KeyboardInterrupt:
+            # Importing torch takes seconds, and click would end with 1, by which `verify` says that something differs.
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(130) from None
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("pathlens"):
                 raise

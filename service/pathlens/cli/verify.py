@@ -1,7 +1,9 @@
 """`pathlens verify`."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 import torch
@@ -58,8 +60,12 @@ def command(
     """  # noqa: D301
     console = Console(stderr=True)
     try:
-        with torch_threads(threads or torch.get_num_threads()):
-            equal = _compare(explainer, bundle, images, limit, batch_size, json_file, console)
+        with (
+            torch_threads(threads or torch.get_num_threads()),
+            # Opened first, so that a folder in which nothing may be written shows before the work.
+            write_whole(json_file) if json_file is not None else nullcontext() as figures,
+        ):
+            equal = _compare(explainer, bundle, images, limit, batch_size, figures, console)
     except KeyboardInterrupt:
         console.print("Interrupted.", style="yellow")
         raise click.exceptions.Exit(130) from None
@@ -68,7 +74,7 @@ def command(
 
 
 def _compare(
-    explainer: Path, bundle: Path, images: Path, limit: int, batch_size: int, json_file: Path | None, console: Console
+    explainer: Path, bundle: Path, images: Path, limit: int, batch_size: int, figures: BinaryIO | None, console: Console
 ) -> bool:
     """Compare, time, and tell whether the explainer is equal, at kinks perhaps excepted."""
     threads = torch.get_num_threads()
@@ -97,9 +103,8 @@ def _compare(
         console.print(f"Skipped {skipped}", markup=False, highlight=False, soft_wrap=True)
     print_report(found, speeds, threads, console)
     click.echo(verdict_line(found, explainer, bundle))
-    if json_file is not None:
-        with write_whole(json_file) as file:
-            file.write(to_json(found, speeds, threads, session, fitted.sha256).encode())
+    if figures is not None:
+        figures.write(to_json(found, speeds, threads, session, fitted.sha256).encode())
     return found.verdict is not Verdict.DIFFERS
 
 

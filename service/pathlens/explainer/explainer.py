@@ -9,7 +9,6 @@ Stored pathways are apart: they are known beforehand, and run as slices, class b
 What computes is a `Backend`, except for contributions: these are PyTorch's alone.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -23,16 +22,17 @@ from pathlens.classifier.captured import CapturedClassifier, Trace
 from pathlens.classifier.decoding import DecodingLimits, check_pixels, decode_picture
 from pathlens.classifier.preprocessing import Preprocessing
 from pathlens.description import ClassPathway, ModelDescription, TapDescription
-from pathlens.errors import InternalError, NotFoundError, PathlensError
-from pathlens.explainer.backend import LARGEST_RUN, Backend, GenerationRun, chunks
+from pathlens.errors import InternalError, PathlensError
+from pathlens.explainer.backend import Backend, GenerationRun, chunks
 from pathlens.explainer.checks import (
     check_finite,
-    check_integration,
     check_options,
     check_overlay,
     check_prediction_count,
     check_tensor,
 )
+from pathlens.explainer.class_names import ClassNames
+from pathlens.explainer.contribution_rows import ContributionRows
 from pathlens.explainer.decision import decide
 from pathlens.explainer.fit_comparison import FitComparison
 from pathlens.explainer.generation import generate_rows
@@ -52,9 +52,6 @@ from pathlens.explanation import (
 )
 from pathlens.generator.generator import PathwayGenerator
 from pathlens.pathways.bank import ClassPathwayBank
-from pathlens.pathways.contributions import Contributions, first_order
-from pathlens.pathways.neuron_intgrad import neuron_intgrad
-from pathlens.pathways.neuron_mct import tap_gradients
 from pathlens.pathways.reference import ReferenceDistribution
 from pathlens.slicing.cache import DEFAULT_BYTES
 
@@ -114,10 +111,10 @@ class Explainer:
         self.default_sparsity = default_sparsity
         self.model = model
         self.limits = limits
-        # Labels may repeat (ImageNet has two cranes): the first class of that name answers to it.
+        self._classes = ClassNames(self.labels)
+        self._contributions = ContributionRows(self._accelerated, bank.granularity, default_sparsity)
         comparison = FitComparison(reference, bank.granularity, default_sparsity)
         self._results = ResultBuilder(self.labels, preprocessing, self.bank, comparison)
-        self._index_of_label = {label: index for index, label in reversed(list(enumerate(self.labels)))}
 
     def warm(self, seconds: float) -> None:
         """Prepare for requests that are likely: slice the pathways of the classes that the fit saw most often.
@@ -189,7 +186,7 @@ class Explainer:
             NotFoundError: If there is no such class.
             FailedPreconditionError: If the class has no stored pathway.
         """
-        index = self._class_index(selector, field="class")
+        index = self._classes.index(selector, field="class")
         stored = self._results.stored(index)
         statistics = self.bank.statistics[index]
         return ClassPathway(
@@ -270,11 +267,11 @@ class Explainer:
                 check_finite(row)
                 item.decision = decision
                 if item.request.options is not None:
-                    targets[-1] = self._targets(item)
+                    targets[-1] = self._classes.targets(item.options.targets, item.decision.ranking)
         if any(targets):
             clock.switch("pathway")
         if trace is not None:
-            self._select(items, targets, trace)
+            self._contributions.select(items, targets, trace)
             return
         if generation is not None and any(targets):
             assert self.generator is not None, "the options were checked"  # noqa: S101
@@ -283,81 +280,13 @@ class Explainer:
         for item, classes in zip(items, targets, strict=True):
             if classes:
                 with errors_of(item):
-                    item.rows = self._integrate(item, classes) if item.is_integrated else self._transfer(item, classes)
+                    if item.is_integrated:
+                        item.rows = self._contributions.integrate(item, classes)
+                    else:
+                        item.rows = self._transfer(item, classes)
 
     def _transfer(self, item: Item, classes: Sequence[int]) -> list[Row]:
         return [Row(item, target, self._results.stored(target).pathway, is_stored=True) for target in classes]
-
-    def _integrate(self, item: Item, classes: Sequence[int]) -> list[Row]:
-        check_integration(item.options.integration_steps, len(classes))
-        image = item.tensor[None].to(self.classifier.device)
-        rows = []
-        for target in classes:
-            contributions = neuron_intgrad(
-                self._accelerated,
-                image,
-                torch.tensor([target], device=image.device),
-                item.options.integration_steps,
-                item.options.granularity or self.bank.granularity,
-                largest_batch=LARGEST_RUN,
-                before_pass=item.check_time,
-            )
-            sparsity = self._checked_sparsity(item, contributions)
-            rows.append(Row(item, target, contributions.select(sparsity)))
-        return rows
-
-    def _select(self, items: Sequence[Item], targets: Sequence[Sequence[int]], trace: Trace) -> None:
-        ranks = max(map(len, targets))
-        granularities = {item.options.granularity or self.bank.granularity for item in items}
-        for rank in range(ranks):
-            # Ends early for all or for none: the pass is the same however many of them it is for.
-            if all(item.expire() for item in items):
-                return
-            # An item with fewer targets repeats its first one, so that the batch stays whole; its row is not used.
-            classes = [wanted[rank] if rank < len(wanted) else (wanted or [0])[0] for wanted in targets]
-            target = torch.tensor(classes, device=trace.logits.device)
-            gradients = tap_gradients(trace, target, keep_graph=rank < ranks - 1)
-            for granularity in granularities:
-                contributions = first_order(self.classifier.taps, trace.activations, gradients, granularity)
-                chosen: dict[float, list[int]] = defaultdict(list)
-                for index, (item, wanted) in enumerate(zip(items, targets, strict=True)):
-                    if rank < len(wanted) and (item.options.granularity or self.bank.granularity) is granularity:
-                        with errors_of(item):
-                            chosen[self._checked_sparsity(item, contributions[index : index + 1])].append(index)
-                for sparsity, indices in chosen.items():
-                    pathways = contributions[indices].select(sparsity)
-                    for position, index in enumerate(indices):
-                        items[index].rows.append(Row(items[index], targets[index][rank], pathways, position=position))
-
-    def _checked_sparsity(self, item: Item, contributions: Contributions) -> float:
-        """Return the sparsity at which the item's neurons are to be selected, if their contributions are finite."""
-        for signed in contributions.signed:
-            check_finite(signed, "A contribution")
-        return self.default_sparsity if item.options.sparsity is None else item.options.sparsity
-
-    def _targets(self, item: Item) -> list[int]:
-        wanted = item.options.targets
-        top_k = wanted.top_k or (0 if wanted.class_indices or wanted.labels else 1)
-        targets = [
-            *item.decision.ranking[:top_k],
-            *(self._class_index(index, "options.targets.class_indices") for index in wanted.class_indices),
-            *(self._class_index(label, "options.targets.labels") for label in wanted.labels),
-        ]
-        return list(dict.fromkeys(targets))
-
-    def _class_index(self, selector: int | str, field: str) -> int:
-        if isinstance(selector, str):
-            if selector in self._index_of_label:
-                return self._index_of_label[selector]
-        elif 0 <= selector < self.classifier.classes:
-            return selector
-        raise NotFoundError(
-            f"There is no class {selector!r}; this classifier has {self.classifier.classes} classes, "
-            f"numbered 0 to {self.classifier.classes - 1} and named by GetModel.",
-            reason="CLASS_NOT_FOUND",
-            field=field,
-            metadata={"class": selector, "classes": self.classifier.classes},
-        )
 
     # Stage "encode": tensors into the result's numbers, masks and pictures.
 

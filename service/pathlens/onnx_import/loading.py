@@ -39,7 +39,7 @@ def load_onnx_classifier(
     Args:
         path: The file; external data is searched for in its folder.
         example: Preprocessed images, float32 [B, C, H, W]. Sizes that the file leaves free become theirs.
-        input_name: Which input takes the images; None for the only one.
+        input_name: The input of the images, the only one that the logits need; None for that one.
         output_name: Which output gives the logits; None for the only one.
 
     Returns:

@@ -47,9 +47,9 @@ def read_model(path: Path) -> "onnx.ModelProto":
     try:
         # Given the path, the checker looks at the external data as well, and reads files of more than 2 GB.
         onnx.checker.check_model(path)
-    except onnx.checker.ValidationError as error:
+    except Exception as error:  # ValidationError mostly, but the file system may refuse a name that the file gives.
         remedy = "Export it again"
-        if any(map(uses_external_data, model.graph.initializer)):
+        if any(map(uses_external_data, _tensors(model))):
             remedy += "; external data must be a file in the same folder, moved and copied together with the model"
         raise CaptureError(f"{path} is not a valid ONNX model: {first_line(error)}. {remedy}.") from error
     return _without_functions(model, path)
@@ -99,6 +99,13 @@ def load_weights(model: "onnx.ModelProto", path: Path) -> None:
             f"The external data of {path} cannot be read: {first_line(error)}. Keep the data file that was exported "
             "with the model, complete, in the same folder."
         ) from error
+
+
+def _tensors(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
+    """Yield the weights, and the constants that nodes of the graph itself hold."""
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 def _without_functions(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":

@@ -44,7 +44,7 @@ def select_classifier(
     Args:
         model: As `read_model` returns it; it is not changed.
         image_shape: (channels, height, width) of the images.
-        input_name: None takes the only one that the output depends on.
+        input_name: Must be the one that the output depends on; None takes that one.
         output_name: None takes the only one.
 
     Raises:
@@ -60,13 +60,13 @@ def select_classifier(
     output = _chosen("output", outputs, output_name)
     nodes = _needed(model.graph.node, output)
     used = {output} | {name for node in nodes for name in _read(node)}
-    images = _chosen("input", {name: value for name, value in inputs.items() if name in used}, input_name, inputs)
-    others = [name for name in inputs if name in used and name != images]
-    if others:
+    needed = [name for name in inputs if name in used]
+    if len(needed) > 1:
         raise CaptureError(
-            f"The output {output!r} also needs the input{'s' * (len(others) > 1)} {_quoted(others)} beside "
-            f"{images!r}. Export the classifier with the images as its only input."
+            f"The output {output!r} needs {len(needed)} inputs: {_quoted(needed)}. Export the classifier with the "
+            "images as its only input, and all else, such as a training mode, as a constant."
         )
+    images = _chosen("input", needed, input_name, inputs)
     if len(outputs) > 1 or output_name is not None:
         remarks.append(f"Logits are the output {output!r} of {_quoted(outputs)}.")
     if len(inputs) > 1 or input_name is not None:

@@ -146,6 +146,9 @@ class Pathway:
             mask = tap.spread(mask)
         if self.ablation is Ablation.ZERO:
             return activation * mask
+        if activation.is_contiguous():
+            # The result has the layout of the mask, and what reads it may ask for that of the activation.
+            mask = mask.contiguous()
         return torch.where(mask, activation, self.replacement.of(index, activation))
 
     def tap_masks(self, row: int = 0) -> tuple[TapMask, ...]:

@@ -90,10 +90,14 @@ class TestRefusals:
         with pytest.raises(CaptureError, match="damaged"):
             rebuilt(with_first_call(captured("plain"), function=function), captured("plain"))
 
-    def test_the_operator_that_reads_and_writes_files(self) -> None:
-        text = with_first_call(captured("plain"), function="aten.from_file.default", arguments=["/tmp/x", True, 1])  # noqa: S108
-        with pytest.raises(CaptureError, match="damaged"):
-            rebuilt(text, captured("plain"))
+    def test_the_operators_that_read_and_write_files(self) -> None:
+        schemas = [schema for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("aten::")]
+        found = {schema.name for schema in schemas if any("file" in item.name for item in schema.arguments)}
+        assert found == {"aten::from_file", "aten::save"}
+        for name in found:
+            function = f"aten.{name.removeprefix('aten::')}.default"
+            with pytest.raises(CaptureError, match="damaged"):
+                rebuilt(with_first_call(captured("plain"), function=function), captured("plain"))
 
     @pytest.mark.parametrize(
         "argument",
@@ -105,6 +109,25 @@ class TestRefusals:
     def test_an_argument_that_refers_to_nothing(self, argument: dict[str, Any]) -> None:
         with pytest.raises(CaptureError, match="damaged"):
             rebuilt(with_first_call(captured("plain"), arguments=[argument]), captured("plain"))
+
+    @pytest.mark.parametrize(
+        ("function", "keyword"),
+        [
+            ("aten.relu.default", "nowhere"),
+            # PyTorch writes keywords as they are into the source that it makes of a graph and runs.
+            ("aten.relu.default", "self=print('this code came with a bundle'), nowhere"),
+            ("operator.add", "a=print('this code came with a bundle'), b"),
+            ("aten.uniform.default", "from"),
+        ],
+    )
+    def test_a_keyword_that_the_operator_does_not_know(self, function: str, keyword: str) -> None:
+        text = with_first_call(captured("plain"), function=function, keywords={keyword: 1})
+        with pytest.raises(CaptureError, match="damaged"):
+            rebuilt(text, captured("plain"))
+
+    def test_an_operation_on_fewer_numbers_than_it_takes(self) -> None:
+        with pytest.raises(CaptureError, match="damaged"):
+            rebuilt(with_first_call(captured("plain"), function="operator.add", arguments=[1]), captured("plain"))
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", "{}", '{"calls": 5}', '"text"'])
     def test_what_is_no_program(self, text: str) -> None:

@@ -243,3 +243,24 @@ class TestArchives:
 
         with pytest.raises(CaptureError, match=r"models/model\.json"):
             load_classifier(str(changed(archive, "models/model.json", poison)))
+
+    def test_with_a_name_that_would_run_code_are_refused(self, archive: Path, trace: Path) -> None:
+        def poison(data: bytes) -> bytes:
+            (name,) = json.loads(data)["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"]
+            code = f"{name}=__import__('pathlib').Path({str(trace)!r}).touch()"
+            return data.replace(json.dumps(name).encode(), json.dumps(code).encode())
+
+        with pytest.raises(CaptureError, match=r"models/model\.json.*could run code"):
+            load_classifier(str(changed(archive, "models/model.json", poison)))
+        assert not trace.exists()
+
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize("part", ["1", "A"])
+    def test_with_a_long_size_that_is_none_are_refused_at_once(self, part: str, archive: Path) -> None:
+        def poison(data: bytes) -> bytes:
+            text = json.dumps(json.loads(data))
+            start = text.index('"expr_str": "') + len('"expr_str": "')
+            return (text[:start] + part * 100 + "!" + text[text.index('"', start) :]).encode()
+
+        with pytest.raises(CaptureError, match=r"models/model\.json"):
+            load_classifier(str(changed(archive, "models/model.json", poison)))

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,22 @@ def test_ctrl_c_does_not_look_like_a_difference(monkeypatch: pytest.MonkeyPatch)
     assert "Traceback" not in result.output
 
 
+def test_ctrl_c_while_the_command_is_imported_does_not_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By its name, because the package calls the function of the module `main`.
+    group = sys.modules["pathlens.cli.main"]
+    monkeypatch.setattr(group, "import_module", lambda _: signal.raise_signal(signal.SIGINT))
+    result = run()
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["Interrupted."]
+
+
 class TestRefuses:
+    def test_a_place_for_the_figures_where_nothing_can_be_written_before_the_work(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "verify", lambda *_: pytest.fail("the work has begun"))
+        assert "explainer.onnx: " in one_line(run(*VERIFY, "--json", "explainer.onnx/figures.json"))
+
     def test_a_file_that_is_no_onnx_file(self) -> None:
         Path("explainer.onnx").write_bytes(b"no graph at all")
         error = one_line(run())

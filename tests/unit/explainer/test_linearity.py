@@ -8,7 +8,7 @@ import torch
 from pathlens.attribution.linearity import POINTS, linearity_error
 from pathlens.attribution.pathway_gradient import pathway_gradient
 from pathlens.errors import InvalidRequestError
-from pathlens.explanation import ExplanationOptions, Output, Targets
+from pathlens.explanation import Ablation, ExplanationOptions, Granularity, Output, PathwaySource, Targets
 from tiny_bundle import tensor, tiny_bundle, tiny_explainer
 
 
@@ -42,3 +42,16 @@ def test_there_is_none_unless_asked_for() -> None:
 def test_a_radius_that_is_none_is_refused(radius: float) -> None:
     with pytest.raises(InvalidRequestError, match=r"linearity_radius is .*; it must be from 1e-06 to 1e\+06"):
         tiny_explainer().explain([tensor()], ExplanationOptions(linearity_radius=radius))
+
+
+@pytest.mark.parametrize("ablation", Ablation)
+@pytest.mark.parametrize("granularity", Granularity)
+def test_it_is_told_of_generated_pathways_whatever_their_layout_in_memory(
+    granularity: Granularity, ablation: Ablation
+) -> None:
+    # Their masks have the layout of the accelerated classifier; linearity is checked with the original one.
+    options = ExplanationOptions(source=PathwaySource.GENERATED, linearity_radius=0.1)
+    ((explanation,),) = (
+        result.explanations for result in tiny_explainer(granularity, ablation).explain([tensor()], options)
+    )
+    assert explanation.linearity is not None

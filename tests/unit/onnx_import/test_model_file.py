@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnx_files import by_onnx_runtime, exported, linear_model, node, written
 from pathlens.errors import CaptureError
@@ -95,6 +95,27 @@ class TestExternalData:
             place = next(entry for entry in tensor.external_data if entry.key == "location")
             place.value = location.format(folder=outside.parent)
         refused(written(model, path), "outside the directory|should be a relative path")
+
+    def test_of_a_constant_that_is_missing_is_named(self, tmp_path: Path) -> None:
+        shift = numpy_helper.from_array(np.zeros((1, 3, 1, 1), np.float32), "shift")
+        model = linear_model([node("Constant", "", "shift", value=shift), node("Add", "image shift", "pixels")])
+        onnx.save(
+            model,
+            tmp_path / "model.onnx",
+            save_as_external_data=True,
+            location="data",
+            size_threshold=0,
+            convert_attribute=True,
+        )
+        (tmp_path / "data").unlink()
+        refused(tmp_path / "model.onnx", "data.*in the same folder")
+
+    def test_of_a_name_that_no_file_can_have_is_refused(self, path: Path) -> None:
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            place = next(entry for entry in tensor.external_data if entry.key == "location")
+            place.value = "a" * 300
+        refused(written(model, path), "not a valid ONNX model: .*in the same folder")
 
     def test_behind_a_link_is_refused(self, path: Path) -> None:
         outside = path.parents[1] / "data"

@@ -31,15 +31,14 @@ class TestInputs:
     def test_are_not_asked_for_where_there_is_one(self, tmp_path: Path) -> None:
         assert load(linear_model(), tmp_path).remarks == ()
 
-    def test_have_to_be_chosen_where_the_output_depends_on_several(self, tmp_path: Path) -> None:
-        refused(self.TWO, tmp_path, "has 2 inputs: 'image', 'other'. Choose one by --input-name")
-
-    def test_must_suffice_alone(self, tmp_path: Path) -> None:
-        message = "'logits' also needs the input 'other' beside 'image'. Export .* the images as its only input"
-        refused(self.TWO, tmp_path, message, input_name="image")
+    @pytest.mark.parametrize("names", [{}, {"input_name": "image"}], ids=["no choice", "a choice"])
+    def test_that_the_output_needs_beside_the_images_are_refused(self, names: Any, tmp_path: Path) -> None:
+        message = "'logits' needs 2 inputs: 'image', 'other'. Export .* the images as its only input"
+        refused(self.TWO, tmp_path, message, **names)
 
     def test_that_are_not_there_are_named(self, tmp_path: Path) -> None:
-        refused(self.TWO, tmp_path, "--input-name 'pixels' names no input .* 'image', 'other'", input_name="pixels")
+        model, message = linear_model(inputs=[value("unused")]), "'pixels' names no input .* 'image', 'unused'"
+        refused(model, tmp_path, message, input_name="pixels")
 
     def test_that_the_output_does_not_use_may_stay_in_the_file(self, tmp_path: Path) -> None:
         model = linear_model(inputs=[value("unused")])
