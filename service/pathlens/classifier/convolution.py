@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 _LEAST_WORK = 2**19
 """Multiply-accumulates from which on this pays: with fewer, a call of Python costs more than the kernel saves."""
 
+_DIMENSIONS = 4
+
 
 def convolve(
     images: Tensor,
@@ -44,7 +46,8 @@ def convolve(
         [B, O, H', W'].
     """
     result: Tensor
-    plain = (*stride, *dilation) == (1, 1, 1, 1) and _suits_onednn(images, kernel)
+    # Written so that one number for both directions, which PyTorch allows, is left to it.
+    plain = (*stride, *dilation) == (1, 1, 1, 1) and len(padding) == images.ndim - 2 and _suits_onednn(images, kernel)
     if plain and (_is_pointwise(kernel, padding, groups) or _is_depthwise(images, kernel, padding, groups)):
         if torch.is_grad_enabled() and images.requires_grad:
             result = _Convolution.apply(images, kernel, bias, padding, groups)  # type: ignore[no-untyped-call]
@@ -56,7 +59,8 @@ def convolve(
 
 def _suits_onednn(images: Tensor, kernel: Tensor) -> bool:
     return (
-        images.device.type == "cpu"
+        images.ndim == _DIMENSIONS
+        and images.device.type == "cpu"
         and images.dtype is kernel.dtype is torch.float32
         and images.is_contiguous(memory_format=torch.channels_last)
         # One channel, or one position, is in both orders at once.

@@ -139,7 +139,7 @@ def build_graph(
     Args:
         program: The computation.
         weights: Its weights by qualified name.
-        faster: What computes the same as operators of these names and is called in their place.
+        faster: What computes the same as operators of these names and is called in their place, without keywords.
 
     Raises:
         CaptureError: If the program is damaged, or calls anything but tensor operators.
@@ -178,7 +178,8 @@ def build_graph(
         for call in program.calls:
             function = _resolve(call.function)
             _check_keywords(call, function)
-            function = faster.get(call.function, function)
+            if not call.keywords:
+                function = faster.get(call.function, function)
             keywords = {key: decode(value) for key, value in call.keywords.items()}
             node = graph.call_function(function, tuple(decode(item) for item in call.arguments), keywords)
             if call.name in taps:

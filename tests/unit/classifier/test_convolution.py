@@ -108,6 +108,13 @@ class TestOneDnnIsCalled:
         images = channels_last((2, 32, 32, 32)).contiguous()
         assert kernels_of(monkeypatch, images, channels_last((16, 32, 1, 1))) == 0
 
+    def test_not_for_one_number_for_both_directions(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        images, kernel = channels_last((2, 32, 32, 32)), channels_last((16, 32, 1, 1))
+        assert kernels_of(monkeypatch, images, kernel, None, [1, 1], [0]) == 0
+
+    def test_not_for_an_image_without_a_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert kernels_of(monkeypatch, torch.randn(32, 64, 64), channels_last((16, 32, 1, 1))) == 0
+
     def test_not_in_double_precision(self, monkeypatch: pytest.MonkeyPatch) -> None:
         images, kernel = channels_last((2, 32, 32, 32)).double(), channels_last((16, 32, 1, 1)).double()
         assert kernels_of(monkeypatch, images, kernel) == 0
