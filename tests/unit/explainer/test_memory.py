@@ -13,7 +13,7 @@ FAULTS = """
 import resource, torch
 from pathlens.explainer.memory import keep_freed_memory
 if {keep}: assert keep_freed_memory()
-for _ in range(3): torch.ones(2**24)
+for _ in range(16): torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8): torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
