@@ -20,12 +20,11 @@ DEFAULT_BYTES = 256 * 2**20
 MOST_WORK = 0.75
 """Of the classifier's multiply-accumulates, how many a slice may have to be worth its memory."""
 
-_COST_OF_RUN = {"cpu": 1.0}
-_COST_OF_RUN_ELSEWHERE = 8.0
-"""What a run costs beside its images, in images of the masked pass.
+_COST_OF_CALL = {"cpu": 1e6}
+_COST_OF_CALL_ELSEWHERE = 1e9
+"""How many floating-point operations take as long as the call of an operator, forward and backward.
 
-Measured with PyTorch on one processor: 0.4 to 0.7 in slices of MobileNetV2, 1.5 to 2.5 in those of ResNet-20. GPUs take
-about as long for eight images as for one; that was not measured.
+On one processor some 20 µs, in which it computes about that much; on GPUs the launch of a kernel, not measured.
 """
 
 _ASKS_BETWEEN_CUTS = 64
@@ -49,8 +48,8 @@ class SliceCache:
         bank: The stored class pathways, on the device of the classifier.
         limit_bytes: Of the memory of all slices that are kept; 0 cuts nothing.
         most_work: Slices with more work than this part of the classifier's are not used.
-        cost_of_run: What a run costs beside its images, in images of the masked pass; None for what is usual on the
-            device of the classifier.
+        cost_of_call: Floating-point operations that take as long as the call of an operator; None for what is usual on
+            the device of the classifier.
     """
 
     def __init__(
@@ -59,14 +58,14 @@ class SliceCache:
         bank: ClassPathwayBank,
         limit_bytes: int,
         most_work: float = MOST_WORK,
-        cost_of_run: float | None = None,
+        cost_of_call: float | None = None,
     ) -> None:
         self._classifier = classifier
         self._bank = bank
         self._limit_bytes = limit_bytes
         self._most_work = most_work
-        usual = _COST_OF_RUN.get(classifier.device.type, _COST_OF_RUN_ELSEWHERE)
-        self._cost_of_run = usual if cost_of_run is None else cost_of_run
+        usual = _COST_OF_CALL.get(classifier.device.type, _COST_OF_CALL_ELSEWHERE)
+        self._cost_of_call = usual if cost_of_call is None else cost_of_call
         self._lock = threading.Lock()
         self._slices: OrderedDict[int, Slice] = OrderedDict()
         self._bytes = 0
@@ -100,19 +99,18 @@ class SliceCache:
     def get_all(self, images: Mapping[int, int]) -> dict[int, Slice]:
         """Return the slices to use for a batch, as far as there are any.
 
-        Every slice is a run of its own, while masks run all that is left at once. So a slice is used where it saves
-        more than a run costs, and always for a batch of one class.
+        Every slice is a run of its own, while masks run all that is left at once. So a slice is used where its run
+        costs less than its images do among others, and always for a batch of one class.
 
         Args:
-            images: How many there are of each class; the classes have stored pathways. Of the classes without a slice
-                that may use one, the first is cut, and only that one, so that no pass waits for several.
+            images: How many there are of each class; the classes have stored pathways. The first of those without a
+                slice is cut, and only that one, so that no pass waits for several.
         """
-        labels = [label for label, count in images.items() if len(images) == 1 or count > self._cost_of_run]
-        found = self._find(labels)
+        found = self._find(list(images))
         return {
             label: part
             for label, part in found.items()
-            if len(images) == 1 or images[label] * (1 - part.cost) >= self._cost_of_run
+            if len(images) == 1 or part.cost(images[label], self._cost_of_call) <= images[label]
         }
 
     def _find(self, labels: Sequence[int]) -> dict[int, Slice]:

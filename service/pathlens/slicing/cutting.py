@@ -67,7 +67,7 @@ def cut(classifier: CapturedClassifier, pathway: Pathway) -> Slice:
         for rows in ([0], [0, 1], [0, 1, 0]):
             _check(network, run, run.images[rows])
         work = count_work(lambda: network(run.images[:1])) / max(subject.work, 1)
-        return Slice(network.to(classifier.device), work)
+        return Slice(network.to(classifier.device), work, subject.work)
 
 
 def _check(network: Network, run: ExampleRun, images: Tensor) -> None:

@@ -105,10 +105,14 @@ def _memory(rows: Sequence[Row]) -> list[str]:
         rows,
         ("", lambda row: row["name"]),
         ("batch", lambda row: f"{row['batch']}"),
-        ("before, MiB", lambda row: f"{row['resident_mib']:.0f}"),
-        ("at most, MiB", lambda row: f"{row['highest_mib']:.0f}"),
-        ("added, MiB", lambda row: f"{row['added_mib']:.0f}"),
+        ("before, MiB", lambda row: _mebibytes(row, "resident_mib")),
+        ("at most, MiB", lambda row: _mebibytes(row, "highest_mib")),
+        ("added, MiB", lambda row: _mebibytes(row, "added_mib")),
     )
+
+
+def _mebibytes(row: Row, name: str) -> str:
+    return f"{row[name]:.0f}" if name in row else "more than there is"
 
 
 def _growth(rows: Sequence[Row]) -> list[str]:

@@ -1,6 +1,8 @@
 """The benchmark: what it times is right, and it tells of all that it was to time. How long it took is no matter."""
 
 import json
+import signal
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks.bench import memory
 from benchmarks.bench.__main__ import main
 from benchmarks.bench.agreement import disagreements
 from benchmarks.bench.captum_explanations import TORCHSERVE
@@ -16,8 +19,9 @@ from benchmarks.bench.class_masks import KINDS, class_bank, make_bundle
 from benchmarks.bench.growth import CLASSES as CLASS_COUNTS
 from benchmarks.bench.growth import IMAGES, SIDES
 from benchmarks.bench.in_process import BARE, CLASSES, ONE_CLASS, ONE_IMAGE, WHOLE, slices_of
+from benchmarks.bench.report import markdown
 from benchmarks.bench.routes import MASKED, PREDICT, ROUTES, SLICED, Route
-from benchmarks.bench.settings import BATCH
+from benchmarks.bench.settings import BATCH, Settings
 from benchmarks.bench.subjects import DIGITS, Subject, make_subject
 from benchmarks.bench.timing import interleave
 from pathlens.classifier.captured import CapturedClassifier
@@ -157,3 +161,18 @@ def test_a_device_that_is_not_there_is_refused_with_a_remedy(tmp_path: Path) -> 
     assert "'cuda'" in result.output
     assert "Leave it out to measure the CPU" in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_route_that_the_system_ends_for_memory_is_told_and_not_called_wrong(
+    report: Mapping[str, Any], subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, -signal.SIGKILL, "", "")
+
+    monkeypatch.setattr(subprocess, "run", ended)
+    told: list[str] = []
+    (rows, *_) = memory.measure(subject, Settings(tmp_path, quick=True), told.append)
+    assert not isinstance(rows, str)
+    assert any("more memory than there is" in words for words in told)
+    written = markdown({**report, "networks": {DIGITS: {"memory": rows}}})
+    assert f"| {SLICED.name} | {BATCH} | more than there is |" in written

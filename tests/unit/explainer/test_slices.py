@@ -62,7 +62,7 @@ def sliced(name: str, kind: Kind = GRAPHED[0]) -> Explainer:
 
 
 def with_all_slices(explainer: Explainer) -> Explainer:
-    slices = SliceCache(explainer.classifier, explainer.bank, DEFAULT_BYTES, most_work=1.0, cost_of_run=0)
+    slices = SliceCache(explainer.classifier, explainer.bank, DEFAULT_BYTES, most_work=1.0, cost_of_call=0)
     slices.warm(60)
     explainer.backend.slices = slices  # type: ignore[misc]
     return explainer
@@ -224,8 +224,10 @@ class TestWhatIsRun:
         passes = Passes(explainer, monkeypatch)
         batch = [asking(label, seed=seed) for seed, label in enumerate([*STORED, *[TWO_SIDED] * 7])]
         answers = explainer.answer(batch)
-        assert (passes.sliced, passes.masked) == ([8], [3])
+        assert (passes.sliced, passes.masked) == ([], [len(batch)])
         assert_same(answers, masked(name).answer(batch))
+        explainer.answer([asking(TWO_SIDED)])
+        assert passes.sliced == [1]
 
     def test_without_memory_for_slices_everything_is_one_masked_run(
         self, name: str, monkeypatch: pytest.MonkeyPatch
@@ -298,7 +300,7 @@ def test_threads_that_share_slices_and_lose_them_answer_as_one_does(
     explainer = explainer_of(name)
     # Room for two of four.
     room = sliced(name).backend.slices.bytes // 2
-    explainer.backend.slices = SliceCache(explainer.classifier, explainer.bank, room, most_work=1.0, cost_of_run=0)  # type: ignore[misc]
+    explainer.backend.slices = SliceCache(explainer.classifier, explainer.bank, room, most_work=1.0, cost_of_call=0)  # type: ignore[misc]
     batches = [[asking(label, (label + 1) % 4, seed=seed) for label in STORED] for seed in range(4)]
     expected = [masked(name).answer(batch) for batch in batches]
     answers: list[tuple[int, list[Answer]]] = []
