@@ -27,11 +27,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Each pass keeps what the taps put out until it has gone back. ONNX Runtime keeps the memory of its largest pass for
 # good, and more than so much at a time makes an image no cheaper.
 _LARGEST_PASS = 64 * 2**20
-# Of the classifier's multiply-accumulates, how many a slice may have to take less time than the graph. Measured on one
-# processor in units of the graph's pass of eight images of MobileNetV2, SqueezeNet and ResNet-20: with 0.14 of the
-# work, eight images of one class cost 0.2, 0.3 and 0.6, and eight of different classes 0.4, 0.5 and 1.4; with 0.27 of
-# it 0.4, 0.4 and 0.7, and 0.6, 0.6 and 1.7.
-_MOST_WORK = 0.4
 # Severities of ONNX Runtime: 4 is "fatal". Errors arrive as exceptions, which are logged with what they belong to.
 _LOGGED_SEVERITY = 4
 
@@ -40,7 +35,7 @@ class OnnxRuntimeBackend:
     """Runs the stages of an explanation as ONNX graphs; see `Backend`.
 
     What the graphs cannot do is left to PyTorch: contributions, and pathways of another granularity or ablation than
-    those of the bank. So are stored pathways whose slices take less time than the graph.
+    those of the bank. So are stored pathways with slices.
 
     Args:
         graphs: The stages, stamped with the hash of the classifier.
@@ -58,7 +53,7 @@ class OnnxRuntimeBackend:
         self, graphs: ServingGraphs, classifier: CapturedClassifier, bank: ClassPathwayBank, slice_bytes: int = 0
     ) -> None:
         self._torch = TorchBackend(classifier, bank, None)
-        self.slices = SliceCache(accelerate(classifier), bank, slice_bytes, _MOST_WORK)
+        self.slices = SliceCache(accelerate(classifier), bank, slice_bytes)
         self._bank = bank
         self._taps = classifier.taps
         neurons = sum(tap.units for tap in self._taps)
