@@ -72,7 +72,12 @@ def _names(kind: type[Enum]) -> click.Choice[str]:
     type=click.Path(path_type=Path),
     help="Images that the classifier was not trained on, likewise.  [default: a fifth of --images]",
 )
-@click.option("--labels", type=click.Path(path_type=Path), help="Text file, one label a line. Default: class folders.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Text file, one label a line. Default: the class folders in alphabetical order if there are as many as "
+    "classes, else numbers.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle to write.")
 @click.option("--name", help="Name to serve it under. Default: the last part of --out.")
 @click.option("--size", type=_Size(), default="224", show_default=True, help="Input of the classifier.")

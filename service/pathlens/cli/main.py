@@ -14,7 +14,7 @@ _COMMANDS = {
     "evaluate": "Measure how good the explanations of a bundle are.",
     "explain": "Explain images through a running service.",
     "export": "Write the explanation of a bundle as one ONNX graph.",
-    "fit": "Capture a classifier and build its class-pathway bank.",
+    "fit": "Capture a classifier and train its pathways.",
     "gateway": "Open the gateway to a TorchServe that runs beside it.",
     "models": "Describe what a running service serves.",
     "pack": "Build a model archive from a bundle.",
