@@ -7,13 +7,15 @@ from pathlens.bundle.store import Bundle
 from pathlens.description import ClassPathwaySelection, TransferFigures
 
 LARGEST_TABLE = 20
+# Where no bound was asked for: a mask that makes half of all images its class is hardly more than a label.
+_MOST_FORCING = 0.5
 
 
 def print_summary(bundle: Bundle, console: Console) -> None:
     """Print how the class pathways transfer, with their random controls and the masks by frequency beside them."""
     bank = bundle.bank
     columns = ["class", "images", "sparsity", "agreement", "forcing", "random\nagr./forc."]
-    both_sided = any(known.selection is ClassPathwaySelection.TWO_SIDED for known in bank.statistics.values())
+    both_sided = _is_trained(bundle)
     if both_sided:
         columns.append("by frequency\nspars.: agr./forc.")
     ablation = bank.replacement.ablation.value
@@ -52,6 +54,19 @@ def warn(bundle: Bundle, console: Console) -> None:
             "--sparsity or --threshold.",
             style="yellow",
         )
+    bound = bundle.fit.settings.get("class_forcing") if _is_trained(bundle) else None
+    allowed = float(bound) if isinstance(bound, int | float) else _MOST_FORCING
+    forcing = {label: known.stored.figures.forcing for label, known in statistics.items()}
+    forced = [label for label, share in forcing.items() if share is not None and share > allowed]
+    if forced:
+        names = ", ".join(f"{bundle.labels[label]} ({forcing[label]:.0%})" for label in forced)
+        limit = f"{allowed:.0%}" if bound is None else f"the {allowed:.0%} that --class-forcing asks for"
+        remedy = "train them (--class-pathways two-sided)" if bound is None else "train longer (--class-steps)"
+        console.print(
+            f"The pathway of {names} turns more than {limit} of the other classes' images into its own: a map of it "
+            f"may show the class where there is none. Give more images, or {remedy}.",
+            style="yellow",
+        )
     largest = max(statistics, key=lambda label: statistics[label].image_count)
     share = statistics[largest].image_count / bundle.fit.images
     if share > 0.5 and len(bundle.labels) > 2:
@@ -60,6 +75,10 @@ def warn(bundle: Bundle, console: Console) -> None:
             "fit the classifier?",
             style="yellow",
         )
+
+
+def _is_trained(bundle: Bundle) -> bool:
+    return any(known.selection is ClassPathwaySelection.TWO_SIDED for known in bundle.bank.statistics.values())
 
 
 def _both(figures: TransferFigures) -> str:

@@ -264,7 +264,8 @@ def _check_labels(labels: Sequence[str], model: messages.Model, field: str) -> N
     for label in labels:
         if label not in known:
             raise NotFoundError(
-                f"Model {model.model.name!r} has no class labelled {shortened(label)!r}: GetModel lists its labels.",
+                f"Model {model.model.name!r} has no class labelled {shortened(label)!r}: GetModel lists its labels, "
+                "as `pathlens models --format json` does.",
                 reason="CLASS_NOT_FOUND",
                 field=field,
                 metadata={"label": shortened(label), "model": model.model.name},
